@@ -1,0 +1,116 @@
+"""What the pages of tests/families share: tiny text models, random weights of a sane scale, and how a loss is weighted.
+
+Every page holds one family of diffusers video pipelines: `build`, which makes a real pipeline of tiny random parts, and
+`training_step`, which is written as a trainer of that family writes it, from the model's own conventions and without a
+look at how `hf_motive` reaches the same number.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers import DiffusionPipeline
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Family:
+    """One entry of the registry: how to build the pipeline, the clip it takes, and the step written by hand.
+
+    `training_step(pipe, pixels (F, 3, H, W) in [-1, 1], caption, noise (C, T, h, w), timestep, weight (T, h, w) | None)`
+    returns the loss, a scalar with its graph. `timestep` is one that the family's own schedule holds.
+    """
+
+    name: str
+    build: Callable[..., DiffusionPipeline]
+    training_step: Callable[..., Tensor]
+    num_frames: int
+    height: int
+    width: int
+    timesteps: tuple[float, ...]  # on the 0..1000 scale; those worth a test of their own
+    denoisers: tuple[str, ...] = ("transformer",)
+
+
+# -------------------------------------------------------------------------------------------------- tiny text models
+
+
+def character_tokenizer(max_length: int = 512, bos: bool = False) -> PreTrainedTokenizerFast:
+    """One token a character, so that every caption is its own sequence: <pad> 0, then <s>, <unk>, characters, </s>.
+
+    </s> has the largest id, where CLIP's pooling looks for it.
+    """
+    characters = sorted(set(string.printable) - set("\t\n\r\x0b\x0c"))
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "<unk>", *characters, "</s>"])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>" if bos else "$A </s>",
+        special_tokens=[(token, vocabulary[token]) for token in ("<s>", "</s>")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        pad_token="<pad>",
+        bos_token="<s>",
+        unk_token="<unk>",
+        eos_token="</s>",
+    )
+
+
+# -------------------------------------------------------------------------------------------------- random weights
+
+
+def randomise(module: nn.Module, seed: int, gain: float = 1.0) -> nn.Module:
+    """Fill every parameter at random, so that no zero-initialised layer hides a wrong input behind a zero gradient.
+
+    Matrices and kernels: normal, variance gain² / fan-in. Norm weights: near 1. Biases and other vectors: small.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim >= 2 and not name.endswith("table"):
+                values *= gain / parameter[0].numel() ** 0.5
+            elif name.endswith("weight") or name.endswith("gamma"):
+                values = 1 + 0.1 * values
+            else:
+                values *= 0.1
+            parameter.copy_(values)
+    return module.eval()
+
+
+def finish(pipe: DiffusionPipeline, dtype: torch.dtype) -> DiffusionPipeline:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe if dtype == torch.float32 else pipe.to(dtype)
+
+
+# -------------------------------------------------------------------------------------------------- losses
+
+
+def weighted_mse(prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean over all elements of weight · (prediction − target)², in fp32; both (1, C, T, h, w), weight (T, h, w)."""
+    error = (prediction.float() - target.float()) ** 2
+    if weight is not None:
+        error = error * weight[None, None]
+    return error.mean()
+
+
+def example_pixels(num_frames: int, height: int, width: int, seed: int = 0) -> Tensor:
+    """A clip (F, 3, H, W) in [-1, 1]: a disc that crosses a coloured background, with a little noise."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(height).view(1, 1, height, 1) / height
+    x = torch.arange(width).view(1, 1, 1, width) / width
+    time = torch.linspace(0, 1, num_frames).view(num_frames, 1, 1, 1)
+    disc = ((x - 0.2 - 0.6 * time) ** 2 + (y - 0.5) ** 2 < 0.04).float()
+    colour = torch.tensor([0.8, -0.3, -0.7]).view(1, 3, 1, 1)
+    ground = torch.tensor([-0.5, 0.2, 0.6]).view(1, 3, 1, 1) * (0.5 + 0.5 * x)
+    noise = 0.05 * torch.randn(num_frames, 3, height, width, generator=generator)
+    return (disc * colour + (1 - disc) * ground + noise).clamp(-1, 1)
