@@ -1,15 +1,16 @@
-"""What the pages of tests/families share: tiny text models, random weights of a sane scale, and how a loss is weighted.
+"""What the pages of tests/families share: tiny text models, random weights of a sane scale, the weighted loss.
 
-Every page holds one family of diffusers video pipelines: `build`, which makes a real pipeline of tiny random parts, and
-`training_step`, which is written as a trainer of that family writes it, from the model's own conventions and without a
-look at how `hf_motive` reaches the same number.
+Every page holds one family of diffusers video pipelines: `build`, which makes a real pipeline of tiny random parts,
+and `training_step`, written as a trainer of that family writes it, from the model's own conventions and without a look
+at how `hf_motive` reaches the same number.
 """
 
 from __future__ import annotations
 
 import string
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -25,8 +26,10 @@ from transformers import PreTrainedTokenizerFast
 class Family:
     """One entry of the registry: how to build the pipeline, the clip it takes, and the step written by hand.
 
-    `training_step(pipe, pixels (F, 3, H, W) in [-1, 1], caption, noise (C, T, h, w), timestep, weight (T, h, w) | None)`
-    returns the loss, a scalar with its graph. `timestep` is one that the family's own schedule holds.
+    `build(dtype=torch.float32, seed=0)` returns the pipeline. `training_step(pipe, pixels, caption, noise, timestep,
+    weight=None, sigma=None)` returns the loss, a scalar with its graph, from pixels (F, 3, H, W) in [-1, 1], noise
+    (C, T, h, w) and weight (T, h, w) in the VAE's layout, and a timestep as the family's schedule holds it. Only
+    schedules that round their timesteps need `sigma`; the step checks that it belongs to the timestep.
     """
 
     name: str
@@ -35,8 +38,9 @@ class Family:
     num_frames: int
     height: int
     width: int
-    timesteps: tuple[float, ...]  # on the 0..1000 scale; those worth a test of their own
+    timesteps: tuple[float, ...] = (751.0, 250.0)  # on the 0..1000 scale
     denoisers: tuple[str, ...] = ("transformer",)
+    call_kwargs: Mapping[str, Any] = field(default_factory=dict)  # how the pipeline is to be called, beside the clip
 
 
 # -------------------------------------------------------------------------------------------------- tiny text models
@@ -103,8 +107,31 @@ def weighted_mse(prediction: Tensor, target: Tensor, weight: Tensor | None) -> T
     return error.mean()
 
 
+def scaled_linear_alphas(beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
+    """ᾱ of the 1000 training timesteps of latent diffusion: betas are linear in their square roots. In fp64."""
+    betas = torch.linspace(beta_start**0.5, beta_end**0.5, 1000, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, dim=0)
+
+
+def per_channel(values: Any) -> Tensor:
+    """(C,) to (1, C, 1, 1, 1), in fp32."""
+    return torch.as_tensor(values, dtype=torch.float32).view(1, -1, 1, 1, 1)
+
+
+def posterior_mode(vae: nn.Module, pixels: Tensor) -> Tensor:
+    """Pixels (F, 3, H, W) to the latents (1, C, T, h, w) of a video VAE, raw, in fp32."""
+    with torch.no_grad():
+        return vae.encode(pixels.transpose(0, 1)[None].to(vae.dtype)).latent_dist.mode().float()
+
+
+def posterior_mode_of_frames(vae: nn.Module, pixels: Tensor) -> Tensor:
+    """Pixels (F, 3, H, W) to latents (1, C, F, h, w): an image VAE, frame by frame, raw, in fp32."""
+    with torch.no_grad():
+        return vae.encode(pixels.to(vae.dtype)).latent_dist.mode().float().transpose(0, 1)[None]
+
+
 def example_pixels(num_frames: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """A clip (F, 3, H, W) in [-1, 1]: a disc that crosses a coloured background, with a little noise."""
+    """A clip (F, 3, H, W) of 8-bit values in [-1, 1]: a disc crosses a coloured background, with a little noise."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(height).view(1, 1, height, 1) / height
     x = torch.arange(width).view(1, 1, 1, width) / width
@@ -113,4 +140,5 @@ def example_pixels(num_frames: int, height: int, width: int, seed: int = 0) -> T
     colour = torch.tensor([0.8, -0.3, -0.7]).view(1, 3, 1, 1)
     ground = torch.tensor([-0.5, 0.2, 0.6]).view(1, 3, 1, 1) * (0.5 + 0.5 * x)
     noise = 0.05 * torch.randn(num_frames, 3, height, width, generator=generator)
-    return (disc * colour + (1 - disc) * ground + noise).clamp(-1, 1)
+    clip = (disc * colour + (1 - disc) * ground + noise).clamp(-1, 1)
+    return (clip * 127.5 + 127.5).round() / 127.5 - 1

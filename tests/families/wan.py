@@ -7,7 +7,15 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
-from tests.families.common import Family, character_tokenizer, finish, randomise, weighted_mse
+from tests.families.common import (
+    Family,
+    character_tokenizer,
+    finish,
+    per_channel,
+    posterior_mode,
+    randomise,
+    weighted_mse,
+)
 
 NUM_FRAMES, HEIGHT, WIDTH = 9, 32, 48  # latents: (4, 3, 4, 6)
 TEXT_DIM = 16
@@ -72,12 +80,8 @@ def build(dtype: torch.dtype = torch.float32, seed: int = 0) -> WanPipeline:
 
 def encode_video(pipe: WanPipeline, pixels: Tensor) -> Tensor:
     """Pixels (F, 3, H, W) to normalised latents (1, C, T, h, w): mode of the posterior, then (z − mean) / std."""
-    vae = pipe.vae
-    with torch.no_grad():
-        z = vae.encode(pixels.transpose(0, 1)[None].to(vae.dtype)).latent_dist.mode().float()
-    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
-    std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
-    return (z - mean) / std
+    config = pipe.vae.config
+    return (posterior_mode(pipe.vae, pixels) - per_channel(config.latents_mean)) / per_channel(config.latents_std)
 
 
 def embed_prompt(pipe: WanPipeline, caption: str) -> Tensor:
@@ -100,16 +104,18 @@ def flow_step(pipe, model, pixels, caption, noise, timestep, sigma, weight) -> T
     return weighted_mse(prediction, noise - x0, weight)
 
 
-def noise_level(timestep: float, shift: float, steps: int = 1000) -> float:
-    """The σ of a timestep: the schedule is u from 1 down to 1/1000, σ = shift·u / (1 + (shift − 1)·u), t = ⌊1000 σ⌋."""
-    u = torch.linspace(1, 1 / 1000, steps + 1, dtype=torch.float64)[:-1]
-    sigmas = shift * u / (1 + (shift - 1) * u)
-    return float(sigmas[(torch.floor(1000 * sigmas) - timestep).abs().argmin()])
+def noise_level(timestep: float, sigma: float | None) -> float:
+    """t = ⌊1000 σ⌋: the released schedule keeps whole timesteps, so the σ behind one is to be given."""
+    if sigma is None:
+        return (timestep + 0.5) / 1000
+    if int(1000 * sigma + 1e-3) != timestep:
+        raise ValueError(f"sigma {sigma} does not belong to timestep {timestep}")
+    return sigma
 
 
-def training_step(pipe, pixels, caption, noise, timestep, weight=None) -> Tensor:
-    sigma = noise_level(timestep, pipe.scheduler.config.flow_shift)
+def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=None) -> Tensor:
+    sigma = noise_level(timestep, sigma)
     return flow_step(pipe, pipe.transformer, pixels, caption, noise, torch.tensor([timestep]), sigma, weight)
 
 
-FAMILY = Family("wan2.1", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, timesteps=(751.0, 250.0))
+FAMILY = Family("wan2.1", build, training_step, NUM_FRAMES, HEIGHT, WIDTH)
