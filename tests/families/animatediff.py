@@ -1,4 +1,4 @@
-"""AnimateDiff: a motion adapter in Stable Diffusion's UNet, ε-prediction, and an image VAE that takes single frames."""
+"""AnimateDiff: a motion adapter in Stable Diffusion's UNet, ε-prediction, an image VAE taking frame by frame."""
 
 from __future__ import annotations
 

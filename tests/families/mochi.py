@@ -1,4 +1,4 @@
-"""Mochi 1: flow matching with time running backwards (the timestep is 1000 · (1 − σ)), normalised 12-channel latents."""
+"""Mochi 1: flow matching with time running backwards, timestep 1000 · (1 − σ), and normalised 12-channel latents."""
 
 from __future__ import annotations
 
