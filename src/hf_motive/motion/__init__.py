@@ -1,0 +1,20 @@
+"""How much moves where: optical flow, its magnitude, the camera's share of it, and the mask that weights a loss."""
+
+from __future__ import annotations
+
+from .camera import compensate_camera
+from .dis import DISFlow
+from .estimator import Flow, MotionEstimator
+from .mask import STATIC_THRESHOLD, latent_mask, magnitude, mean_motion, motion_mask
+
+__all__ = [
+    "STATIC_THRESHOLD",
+    "DISFlow",
+    "Flow",
+    "MotionEstimator",
+    "compensate_camera",
+    "latent_mask",
+    "magnitude",
+    "mean_motion",
+    "motion_mask",
+]
