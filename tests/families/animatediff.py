@@ -22,7 +22,8 @@ from tests.families.common import (
 )
 from tests.families.hunyuan import tiny_clip_text
 
-NUM_FRAMES, HEIGHT, WIDTH = 6, 32, 48  # latents: (4, 6, 8, 12)
+NUM_FRAMES, HEIGHT, WIDTH = 6, 32, 48
+LATENTS = (4, 6, 8, 12)  # (C, T, h, w)
 TEXT_DIM, CHANNELS = 8, (8, 16)
 
 

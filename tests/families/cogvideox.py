@@ -27,7 +27,8 @@ from tests.families.common import (
     weighted_mse,
 )
 
-NUM_FRAMES, HEIGHT, WIDTH = 9, 32, 48  # latents: (4, 3, 4, 6)
+NUM_FRAMES, HEIGHT, WIDTH = 9, 32, 48
+LATENTS = (4, 3, 4, 6)  # (C, T, h, w)
 TEXT_DIM, TEXT_LENGTH, HEAD_DIM = 16, 226, 16
 
 
@@ -122,5 +123,5 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
     return weighted_mse(prediction, signal * noise - spread * x0, weight)
 
 
-FAMILY = Family("cogvideox-ddim", build, training_step, NUM_FRAMES, HEIGHT, WIDTH)
-FAMILY_DPM = Family("cogvideox-dpm", partial(build, large=True), training_step, NUM_FRAMES, HEIGHT, WIDTH)
+FAMILY = Family("cogvideox-ddim", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS)
+FAMILY_DPM = Family("cogvideox-dpm", partial(build, large=True), training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS)

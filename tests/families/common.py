@@ -38,6 +38,7 @@ class Family:
     num_frames: int
     height: int
     width: int
+    latent_shape: tuple[int, int, int, int]  # (C, T, h, w) of such a clip, in the VAE's own layout
     timesteps: tuple[float, ...] = (751.0, 250.0)  # on the 0..1000 scale
     denoisers: tuple[str, ...] = ("transformer",)
     call_kwargs: Mapping[str, Any] = field(default_factory=dict)  # how the pipeline is to be called, beside the clip

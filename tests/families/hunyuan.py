@@ -32,7 +32,8 @@ from transformers import (
 
 from tests.families.common import Family, character_tokenizer, finish, posterior_mode, randomise, weighted_mse
 
-NUM_FRAMES, HEIGHT, WIDTH = 9, 32, 48  # latents: (4, 3, 4, 6)
+NUM_FRAMES, HEIGHT, WIDTH = 9, 32, 48
+LATENTS = (4, 3, 4, 6)  # (C, T, h, w)
 TEXT_DIM, POOLED_DIM, GUIDANCE = 16, 8, 6.0
 
 
@@ -124,4 +125,4 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
     return weighted_mse(prediction, noise - x0, weight)
 
 
-FAMILY = Family("hunyuanvideo", build, training_step, NUM_FRAMES, HEIGHT, WIDTH)
+FAMILY = Family("hunyuanvideo", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS)

@@ -17,7 +17,8 @@ from tests.families.common import (
     weighted_mse,
 )
 
-NUM_FRAMES, HEIGHT, WIDTH = 17, 96, 128  # latents: (8, 3, 3, 4)
+NUM_FRAMES, HEIGHT, WIDTH = 17, 96, 128
+LATENTS = (8, 3, 3, 4)  # (C, T, h, w)
 FRAME_RATE = 25  # the pipeline's default
 
 
@@ -85,4 +86,4 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
     return weighted_mse(prediction.transpose(1, 2).unflatten(2, (frames, height, width)), noise - x0, weight)
 
 
-FAMILY = Family("ltx-video", build, training_step, NUM_FRAMES, HEIGHT, WIDTH)
+FAMILY = Family("ltx-video", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS)

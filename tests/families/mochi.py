@@ -17,7 +17,8 @@ from tests.families.common import (
     weighted_mse,
 )
 
-NUM_FRAMES, HEIGHT, WIDTH = 13, 32, 48  # latents: (12, 3, 4, 6)
+NUM_FRAMES, HEIGHT, WIDTH = 13, 32, 48
+LATENTS = (12, 3, 4, 6)  # (C, T, h, w)
 
 
 def build(dtype: torch.dtype = torch.float32, seed: int = 0) -> MochiPipeline:
@@ -67,4 +68,4 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
     return weighted_mse(prediction, x0 - noise, weight)
 
 
-FAMILY = Family("mochi", build, training_step, NUM_FRAMES, HEIGHT, WIDTH)
+FAMILY = Family("mochi", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS)

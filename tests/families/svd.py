@@ -19,7 +19,8 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from tests.families.common import Family, finish, posterior_mode_of_frames, randomise, weighted_mse
 
-NUM_FRAMES, HEIGHT, WIDTH = 5, 32, 48  # latents: (4, 5, 8, 12)
+NUM_FRAMES, HEIGHT, WIDTH = 5, 32, 48
+LATENTS = (4, 5, 8, 12)  # (C, T, h, w)
 FPS, MOTION_BUCKET = 7, 127  # the pipeline's defaults
 CALL_KWARGS = {"noise_aug_strength": 0.0}
 
@@ -114,6 +115,7 @@ FAMILY = Family(
     NUM_FRAMES,
     HEIGHT,
     WIDTH,
+    LATENTS,
     denoisers=("unet",),
     call_kwargs=CALL_KWARGS,
 )

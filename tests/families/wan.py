@@ -17,7 +17,8 @@ from tests.families.common import (
     weighted_mse,
 )
 
-NUM_FRAMES, HEIGHT, WIDTH = 9, 32, 48  # latents: (4, 3, 4, 6)
+NUM_FRAMES, HEIGHT, WIDTH = 9, 32, 48
+LATENTS = (4, 3, 4, 6)  # (C, T, h, w)
 TEXT_DIM = 16
 
 
@@ -118,4 +119,4 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
     return flow_step(pipe, pipe.transformer, pixels, caption, noise, torch.tensor([timestep]), sigma, weight)
 
 
-FAMILY = Family("wan2.1", build, training_step, NUM_FRAMES, HEIGHT, WIDTH)
+FAMILY = Family("wan2.1", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS)

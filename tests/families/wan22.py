@@ -39,6 +39,7 @@ FAMILY = Family(
     wan.NUM_FRAMES,
     wan.HEIGHT,
     wan.WIDTH,
+    wan.LATENTS,
     timesteps=(940.0, 500.0),
     denoisers=("transformer", "transformer_2"),
 )

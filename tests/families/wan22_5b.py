@@ -9,7 +9,8 @@ from torch import Tensor
 from tests.families import wan
 from tests.families.common import Family, character_tokenizer, finish, randomise
 
-NUM_FRAMES, HEIGHT, WIDTH = 9, 64, 96  # latents: (6, 3, 4, 6)
+NUM_FRAMES, HEIGHT, WIDTH = 9, 64, 96
+LATENTS = (6, 3, 4, 6)  # (C, T, h, w)
 
 
 def tiny_vae(seed: int) -> AutoencoderKLWan:
@@ -52,4 +53,4 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
     return wan.flow_step(pipe, pipe.transformer, pixels, caption, noise, per_token, sigma, weight)
 
 
-FAMILY = Family("wan2.2-5b", build, training_step, NUM_FRAMES, HEIGHT, WIDTH)
+FAMILY = Family("wan2.2-5b", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS)
