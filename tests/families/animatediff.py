@@ -84,4 +84,4 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
     return weighted_mse(prediction, noise, weight)
 
 
-FAMILY = Family("animatediff", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, denoisers=("unet",))
+FAMILY = Family("animatediff", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS, denoisers=("unet",))
