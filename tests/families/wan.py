@@ -109,7 +109,7 @@ def noise_level(timestep: float, sigma: float | None) -> float:
     """t = ⌊1000 σ⌋: the released schedule keeps whole timesteps, so the σ behind one is to be given."""
     if sigma is None:
         return (timestep + 0.5) / 1000
-    if int(1000 * sigma + 1e-3) != timestep:
+    if not -0.001 <= 1000 * sigma - timestep <= 1.001:  # the rounding of σ may sit just beside a whole timestep
         raise ValueError(f"sigma {sigma} does not belong to timestep {timestep}")
     return sigma
 
