@@ -1,0 +1,69 @@
+"""`PipelineStep` against a training step written by hand, for every family of tests/families, in fp32."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from tests.families import FAMILIES
+from tests.families.common import example_pixels
+from tests.families.compare import CAPTION, compare, difference, example_weight, gradients, pipeline_step
+
+LOSS_TOLERANCE = 1e-5  # relative; both sum the same squares in fp32
+GRADIENT_TOLERANCE = 1e-5  # ‖g − h‖ / ‖h‖ over all parameters
+PARAMETER_TOLERANCE = 1e-4  # the same for the worst single parameter
+
+CASES = [(name, timestep) for name, family in FAMILIES.items() for timestep in family.timesteps]
+
+
+@functools.lru_cache(maxsize=1)  # cases of one family follow each other: its pipeline is built and checked once
+def built(name: str):
+    family = FAMILIES[name]
+    pipe = family.build()
+    return family, pipe, pipeline_step(family, pipe)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_latent_shape_is_the_vaes(name: str) -> None:
+    family, _, step = built(name)
+    assert tuple(step.latent_shape) == family.latent_shape
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize(("name", "timestep"), CASES)
+def test_step_is_the_trainers(name: str, timestep: float, weighted: bool, record_property) -> None:
+    worst = compare(*built(name), timestep, weighted)
+    for key, value in worst._asdict().items():
+        record_property(key, value)
+    print(f"{name} t={timestep:g} weighted={weighted}: {worst}")
+    assert worst.loss < LOSS_TOLERANCE
+    assert worst.gradient < GRADIENT_TOLERANCE
+    assert worst.parameter < PARAMETER_TOLERANCE
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_oracle_is_sharp(name: str) -> None:
+    """A wrong caption, a wrong noise level or a weight turned round would be seen, far above the tolerances."""
+    family = FAMILIES[name]
+    pipe = family.build()
+    pixels = example_pixels(family.num_frames, family.height, family.width)
+    noise = torch.randn(family.latent_shape, generator=torch.Generator().manual_seed(3))
+    weight = example_weight(noise.shape)
+    timestep = 0.2 if name == "stable-video-diffusion" else family.timesteps[-1]
+
+    def step(caption: str, timestep: float, weight: torch.Tensor) -> tuple[dict, torch.Tensor]:
+        loss = family.training_step(pipe, pixels, caption, noise, timestep, weight)
+        return gradients(family, pipe, loss), loss.detach()
+
+    right = step(CAPTION, timestep, weight)
+    wrong = {
+        "timestep": step(CAPTION, timestep * 1.02, weight),
+        "weight in time": step(CAPTION, timestep, weight.flip(0)),
+        "weight in space": step(CAPTION, timestep, weight.flip(1)),
+    }
+    if hasattr(pipe, "tokenizer"):
+        wrong["caption"] = step("a blue box slides", timestep, weight)
+    for what, (grads, loss) in wrong.items():
+        assert difference(grads, right[0], loss, right[1]).gradient > 100 * GRADIENT_TOLERANCE, what
