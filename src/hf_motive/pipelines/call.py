@@ -115,13 +115,13 @@ def observe(
     """
     seen = Observation()
     with ExitStack() as stack:
-        precision = stack.enter_context(_FullPrecision())
         stack.enter_context(_restored(pipeline))
         stack.enter_context(_seeded(pipeline._execution_device))
         stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
 
         scheduler = copy.deepcopy(pipeline.scheduler)  # the pipeline's own is never touched
-        _watch_scheduler(scheduler, seen, slice_schedule, stop=until == "step", precision=precision)
+        precision = stack.enter_context(_FullPrecision()) if until == "decode" else None
+        _watch_scheduler(scheduler, seen, slice_schedule, precision)
         vars(pipeline)["scheduler"] = scheduler
         vars(pipeline)["prepare_latents"] = _watched_prepare_latents(pipeline, seen, inject)
         vars(pipeline)["_progress_bar_config"] = {"disable": True}
@@ -130,12 +130,8 @@ def observe(
             if replay is not None and name in replay:
                 stack.enter_context(_replaced(module, "forward", functools.partial(_replayed, replay[name])))
             if grad:
-                hook = module.register_forward_pre_hook(lambda module, inputs: torch.set_grad_enabled(True) and None)
-                stack.callback(hook.remove)
-            hook = module.register_forward_hook(
-                lambda module, inputs, output, name=name: seen.denoised.__setitem__(name, output)
-            )
-            stack.callback(hook.remove)
+                stack.callback(module.register_forward_pre_hook(_enable_grad).remove)
+            stack.callback(module.register_forward_hook(functools.partial(_record, seen.denoised, name)).remove)
 
         if until == "decode":
 
@@ -193,9 +189,12 @@ def _watched_prepare_latents(pipeline: Any, seen: Observation, inject: Callable[
 
 
 def _watch_scheduler(
-    scheduler: Any, seen: Observation, slice_schedule: Callable, *, stop: bool, precision: _FullPrecision
+    scheduler: Any, seen: Observation, slice_schedule: Callable, precision: _FullPrecision | None
 ) -> None:
-    """Patch a scheduler *copy*: one timestep in the schedule, and the arguments of `step` bound by its signature."""
+    """Patch a scheduler *copy*: one timestep in the schedule, and the arguments of `step` bound by its signature.
+
+    Without `precision` the call ends at `step`; with it, the call goes on with the sample as it is, in full precision.
+    """
     original_set_timesteps, original_step = scheduler.set_timesteps, scheduler.step
     signature = inspect.signature(original_step)
 
@@ -209,7 +208,7 @@ def _watch_scheduler(
         seen.step = signature.bind(*args, **kwargs)
         seen.steps += 1
         seen.scheduler = unwatched_copy(scheduler)
-        if stop:
+        if precision is None:
             raise _Reached
         sample = seen.sample
         output = original_step(*args, **kwargs)  # for the type of its result alone
@@ -228,6 +227,15 @@ def unwatched_copy(scheduler: Any) -> Any:
     for name in ("set_timesteps", "step"):
         vars(clone).pop(name, None)
     return copy.deepcopy(clone)
+
+
+def _enable_grad(module: nn.Module, inputs: Any) -> None:
+    """Gradients on from here to `scheduler.step`; the pipeline's own no_grad restores the mode when it is left."""
+    torch.set_grad_enabled(True)
+
+
+def _record(outputs: dict[str, Any], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    outputs[name] = output
 
 
 def _replayed(output: Any, *args: Any, **kwargs: Any) -> Any:

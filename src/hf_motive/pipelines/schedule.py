@@ -55,6 +55,7 @@ class Schedule:
     def __init__(self, pipeline: Any, scheduler: Any):
         self._pipeline = type(pipeline).__name__
         self._scheduler = scheduler
+        self._kernels: dict[int, tuple[float, float]] = {}
         self.timesteps = torch.as_tensor(scheduler.timesteps).double().cpu()
         if not torch.isfinite(self.timesteps).all():
             raise PipelineError(
@@ -98,6 +99,11 @@ class Schedule:
         weights swapped where the scheduler inverts its sigmas; sigmas beyond 1 can only be added. Every other
         scheduler is asked: its `add_noise` is the documented forward process.
         """
+        if position not in self._kernels:
+            self._kernels[position] = self._measure_kernel(position)
+        return self._kernels[position]
+
+    def _measure_kernel(self, position: int) -> tuple[float, float]:
         config = self._scheduler.config
         scheduler = unwatched_copy(self._scheduler)
         is_flow = (
