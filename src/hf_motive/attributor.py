@@ -1,0 +1,355 @@
+"""MotiveAttributor: the few lines a user writes. Clips to features, features and queries to influence.
+
+The path of one clip, top to bottom (arXiv 2601.08828, section 3):
+
+    video  -> pixels            video.load_clip         one length, rate and size for all
+    pixels -> mask              motion                  how much moves where, on the latent grid
+    pixels -> latents           PipelineStep.encode
+    latents, caption -> loss    PipelineStep.loss       one fixed timestep and noise, weighted by the mask
+    loss   -> feature           gradients, projection   a unit vector of D' numbers
+    features, queries -> rank   influence               cosine, votes, rank
+
+docs/paper_index.md has the equations beside these functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import motion
+from .config import AttributionConfig
+from .corpus import undecoded
+from .errors import ClipError
+from .gradients import GradientProjector, clip_feature, select_parameters
+from .index import GradientIndex
+from .pipelines import PipelineStep
+from .processes import processes
+from .projection import Fastfood
+from .transforms import add_influence
+from .video import content_id, load_clip
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class ClipFeature(NamedTuple):
+    """What one clip leaves behind.
+
+    Attributes:
+        vector: (D',) float32, unit norm: the projected motion-weighted gradient.
+        facts: Numbers beside it: `mean_motion` in pixels per frame, `loss`, `coverage` in [0, 1].
+    """
+
+    vector: Tensor
+    facts: dict[str, float]
+
+
+class MotiveAttributor:
+    """Which clips teach this pipeline's denoiser to move like the queries do?
+
+    Args:
+        pipe: Any diffusers video pipeline, loaded and on its device. It is left as it was found.
+        config: The settings; None for the paper's.
+        estimator: A `MotionEstimator` in place of the weights-free DIS that `config` describes.
+        conditioning: `example -> pipeline arguments`, for pipelines that need more than a caption; `example` is the
+            dataset's row with the clip's `pixels`, (F, 3, H, W) in [-1, 1], added.
+        video_column: Column of the video: a `datasets.Video`, a path, bytes or frames.
+        caption_column: Column of the caption.
+        id_column: Column of a stable id. None: the id is the digest of the file's bytes and the caption.
+        **settings: Single settings in place of `config`'s, by their names in `AttributionConfig`.
+
+    Raises:
+        PipelineError: the pipeline cannot be used this way; the message says what did not hold.
+
+    Example:
+        >>> attributor = MotiveAttributor(pipe, num_frames=49, height=480, width=720, fps=8)
+        >>> index = attributor.index(clips, "runs/index")
+        >>> clips = attributor.influence(clips, index, queries)
+        >>> best = clips.filter(lambda rank: rank < 100, input_columns="influence_rank")
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        config: AttributionConfig | None = None,
+        *,
+        estimator: motion.MotionEstimator | None = None,
+        conditioning: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
+        video_column: str = "video",
+        caption_column: str = "caption",
+        id_column: str | None = None,
+        **settings: Any,
+    ):
+        base = config.to_dict() if config is not None else {}
+        self.config = AttributionConfig.from_dict({**base, **settings})
+        self.video_column, self.caption_column, self.id_column = video_column, caption_column, id_column
+        standard = self.config.standard
+        self.step = PipelineStep(
+            pipe,
+            num_frames=standard.num_frames,
+            height=standard.height,
+            width=standard.width,
+            conditioning=conditioning,
+        )
+        self.estimator = estimator or motion.DISFlow(
+            preset=self.config.flow_preset, reference=self.config.flow_reference
+        )
+        self.projection = Fastfood(dim=self.config.projection_dim, seed=self.config.seed)
+        self.parameters = select_parameters(self.step.denoisers, self.config.parameters)
+        self._noises = [self.step.noise(self.config.seed + draw) for draw in range(self.config.noise_draws)]
+        self._settings: dict[str, Any] | None = None
+
+    # -- one clip ------------------------------------------------------------------------------------------------
+
+    def motion_weight(self, pixels: Tensor) -> tuple[Tensor, float]:
+        """The weight of the loss on the latent grid, and how much the clip moves.
+
+        Args:
+            pixels: (F, 3, H, W) in [-1, 1].
+
+        Returns:
+            (T, h, w) in [0, 1] and the mean flow magnitude in pixels per frame.
+
+        Raises:
+            ClipError: `static`, when nothing moves: its mask would be 0/0.
+        """
+        flow = self.estimator(pixels).flow
+        if self.config.compensate_camera:
+            flow = motion.compensate_camera(flow)
+        magnitude = motion.magnitude(flow)
+        mask = motion.motion_mask(magnitude, reference=self.config.flow_reference)
+        return motion.latent_mask(mask, self.step.latent_shape[1:]), motion.mean_motion(magnitude)
+
+    def feature(self, video: Any, caption: str | None, example: Mapping[str, Any] | None = None) -> ClipFeature:
+        """One clip and its caption to one feature.
+
+        Args:
+            video: Whatever `load_clip` reads.
+            caption: The clip's own caption.
+            example: The row it comes from, for `conditioning`.
+
+        Raises:
+            ClipError: the clip cannot be scored; `status` and `reason` say why.
+        """
+        if not (caption and caption.strip()):
+            if self.config.require_caption:
+                raise ClipError(
+                    "no_caption",
+                    "the clip has no caption: write one, or score with an empty prompt by require_caption=False",
+                )
+            caption = ""
+        pixels = load_clip(video, self.config.standard)
+        # A static clip is refused without the mask too, so that both ways of scoring rank the same rows.
+        weight, mean_motion = self.motion_weight(pixels)
+        latents = self.step.encode(pixels)
+        row = {**(example or {}), "pixels": pixels}
+
+        def draws():
+            for timestep in self.config.timesteps:
+                for noise in self._noises:
+                    yield (
+                        lambda timestep=timestep, noise=noise: (
+                            self.step.loss(
+                                latents,
+                                caption,
+                                noise=noise,
+                                timestep=timestep,
+                                weight=weight if self.config.motion_weighted else None,
+                                example=row,
+                            ).loss
+                        )
+                    )
+
+        with GradientProjector(self.parameters, self.projection) as projector:
+            result = clip_feature(projector, draws())
+        return ClipFeature(
+            result.vector.cpu(),
+            {"mean_motion": mean_motion, "loss": float(result.loss), "coverage": float(result.coverage)},
+        )
+
+    # -- many clips ----------------------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """What a feature depends on, as JSON values. Features of other settings refuse to be compared."""
+        if self._settings is None:
+            config = self.config.to_dict()
+            for name in ("flow_preset", "flow_reference", "projection_dim"):
+                config.pop(name)  # said, with their own names, by the estimator and the projection
+            self._settings = {
+                **config,
+                "estimator": self.estimator.name,
+                "projection": self.projection.settings(),
+                "pipeline": self.step.settings(),
+            }
+        return self._settings
+
+    def ids(self, dataset: Dataset) -> list[str]:
+        """One stable id a row: the `id_column`, or the digest of the file's bytes and the caption."""
+        from accelerate.utils import gather_object
+
+        if self.id_column is not None:
+            return [str(value) for value in dataset[self.id_column]]
+        state = processes()
+        mine = []
+        for row in range(state.process_index, len(dataset), state.num_processes):
+            example = dataset[row]
+            video, caption = example[self.video_column], example[self.caption_column] or ""
+            try:
+                mine.append((row, content_id(video, caption)))
+            except ClipError:
+                # No bytes to digest: the name stands in, so that the row has an id under which to say so.
+                name = video.get("path") if isinstance(video, Mapping) else video
+                mine.append((row, hashlib.sha256(f"{name}\n{caption}".encode()).hexdigest()[:16]))
+        return [identity for _, identity in sorted(gather_object(mine))]
+
+    def index(
+        self, dataset: Dataset, path: str | Path, *, retry_failed: bool = False, progress: bool = True
+    ) -> GradientIndex:
+        """Compute the feature of every clip that the index does not hold yet.
+
+        Under `accelerate launch` every process takes its share and all of them write to `path`, which must be on a
+        file system that they share. Killed at any instant, the same call goes on where it stopped. A clip that cannot
+        be scored costs one row: it is recorded with its status and reason.
+
+        Args:
+            dataset: Rows with a video and a caption.
+            path: Folder of the index; made if need be.
+            retry_failed: Try the rows again that failed in an earlier run.
+            progress: Show a bar with clips per second and time left (main process only).
+
+        Returns:
+            The index of `path`, open for reading. It may hold more rows than `dataset`.
+
+        Raises:
+            IndexMismatchError: `path` was computed with other settings; the message names them.
+            IndexWriteError: the disk is full; what is written stays valid.
+            ValueError: no rows, or a column is missing.
+        """
+        from tqdm.auto import tqdm
+
+        state = processes()
+        dataset = undecoded(dataset, self.video_column, self.caption_column)
+        ids = self.ids(dataset)
+        first = {identity: row for row, identity in reversed(list(enumerate(ids)))}  # id -> its first row
+        index = GradientIndex.create_or_open(
+            path,
+            settings={"features": self.settings(), "provenance": _provenance(self.step)},
+            dim=self.projection.dim,
+            shard=f"{state.process_index:05d}",
+        )
+        with index:
+            state.wait_for_everyone()  # all writers are there, and none has begun
+            index.refresh()
+            todo = [
+                row
+                for row, identity in enumerate(ids)
+                if first[identity] == row
+                and (identity not in index or (retry_failed and index.status(identity) != "ok"))
+            ]
+            state.wait_for_everyone()  # all have read what is done before anybody adds to it
+            known = len(index)
+            bar = tqdm(
+                total=len(first),
+                initial=len(first) - len(todo),
+                desc="Scoring",
+                unit="clip",
+                smoothing=0.05,
+                disable=not (progress and state.is_main_process),
+            )
+            with bar:
+                for row in todo[state.process_index :: state.num_processes]:
+                    retried = ids[row] in index
+                    self._index_row(index, ids[row], dataset[row])
+                    # Rows that the other processes have written meanwhile count too.
+                    new = len(index.refresh()) - known
+                    known += new
+                    bar.update(new + retried)
+        state.wait_for_everyone()
+        return GradientIndex.open(path)
+
+    def _index_row(self, index: GradientIndex, identity: str, example: Mapping[str, Any]) -> None:
+        try:
+            feature = self.feature(example[self.video_column], example[self.caption_column], example)
+        except ClipError as error:
+            index.append(identity, None, status=error.status, reason=error.reason)
+        else:
+            index.append(identity, feature.vector, **feature.facts)
+
+    def influence(
+        self,
+        dataset: Dataset,
+        index: GradientIndex,
+        queries: Dataset | GradientIndex,
+        *,
+        fraction: float = 0.1,
+        percentile: float | None = None,
+        group_column: str | None = None,
+        progress: bool = True,
+    ) -> Dataset:
+        """Add what the queries say about each clip.
+
+        Args:
+            dataset: The rows that were indexed, in any order, or some of them.
+            index: The index of `MotiveAttributor.index`.
+            queries: Clips that move as wished, with captions, or their index. A dataset's features are kept beside
+                `index`, in a folder of its name with `-queries` added, and computed once.
+            fraction: Share of the clips one means to keep; with it the cut-off of a vote.
+            percentile: A query votes for the clips whose influence exceeds this percentile of its own influences
+               . None: 100 · (1 - fraction).
+            group_column: A column of `queries`, e.g. the motion: adds a column `influence_<value>` for each of its
+                values, the mean over that group's queries.
+            progress: Show a bar while the queries' features are computed.
+
+        Returns:
+            `dataset` with these columns added:
+            `influence`: mean cosine with the queries, in [-1, 1];
+            `influence_votes`: number of queries that voted for the clip;
+            `influence_rank`: 0 for the clip with most votes; equal votes by influence, then by order;
+            `influence_status`, `influence_reason`: `ok`, or why the row is not ranked; `motion`: its mean motion.
+            Rows that are not ranked hold NaN, with which every comparison is false: they enter no selection.
+
+        Raises:
+            IndexMismatchError: queries and index were computed with different settings.
+            ValueError: no query, or no clip, has a feature.
+        """
+        dataset = undecoded(dataset, self.video_column, self.caption_column)
+        groups: list[str] | None = None
+        if isinstance(queries, GradientIndex):
+            if group_column is not None:
+                raise ValueError("group_column names a column of the queries: give the queries as a dataset")
+            query_index, query_ids = queries, queries.ids("ok")
+        else:
+            queries = undecoded(queries, self.video_column, self.caption_column, name="the query dataset")
+            query_index = self.index(queries, f"{Path(index.path)}-queries", progress=progress)
+            query_ids = self.ids(queries)
+            if group_column is not None:
+                groups = [str(value) for value in queries[group_column]]
+        index.check_comparable(query_index)
+        return add_influence(
+            dataset,
+            self.ids(dataset),
+            index,
+            query_ids,
+            query_index,
+            groups=groups,
+            fraction=fraction,
+            percentile=percentile,
+        )
+
+
+def _provenance(step: PipelineStep) -> dict[str, Any]:
+    """Recorded in the index, shown, and not compared: features agree across these within a stated tolerance."""
+    from importlib.metadata import version
+
+    packages = ("hf-motive", "torch", "diffusers", "transformers", "opencv-python-headless", "av")
+    return {
+        "device": str(next(iter(next(iter(step.denoisers.values())).parameters())).device),
+        "threads": torch.get_num_threads(),
+        **{package: version(package) for package in packages},
+    }

@@ -1,0 +1,143 @@
+"""A scored dataset, as a person wants to read it: tables in the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from rich.console import Console
+
+_GROUP_PREFIX = "influence_"
+_PLAIN = {"influence_votes", "influence_rank", "influence_status", "influence_reason"}
+
+
+def print_report(
+    scored: Dataset,
+    *,
+    console: Console | None = None,
+    rows: int = 3,
+    fraction: float = 0.1,
+    group_column: str | None = None,
+    video_column: str = "video",
+    caption_column: str = "caption",
+) -> None:
+    """Print which clips help and which do not, a table for each group of queries and one for all of them.
+
+    Args:
+        scored: What `MotiveAttributor.influence` returned.
+        console: Where to print; None for the terminal.
+        rows: Clips to show at either end.
+        fraction: Share of the clips one means to keep.
+        group_column: Where the clips themselves carry the queries' group (the lab's clips know their motion), the
+            share of the top `fraction` that is of the query's own group is shown too.
+        video_column: Column of the videos: their file names stand in the tables.
+        caption_column: Column of the captions.
+    """
+    from rich.console import Console
+
+    console = console or Console()
+    table = scored.remove_columns(video_column).to_pandas()
+    table["clip"] = [_name(video, row) for row, video in enumerate(scored[video_column])]
+    ranked = table[table["influence_status"] == "ok"]
+    groups = [c for c in table.columns if c.startswith(_GROUP_PREFIX) and c not in _PLAIN]
+    for column in groups:
+        _group(console, ranked, column, rows, fraction, group_column, caption_column)
+    _overall(console, ranked, rows, caption_column)
+    _left_out(console, table)
+    if group_column in table.columns and groups:
+        _agreement(console, ranked, groups, fraction, group_column)
+
+
+def _name(video: Any, row: int) -> str:
+    path = video.get("path") if isinstance(video, Mapping) else video if isinstance(video, str) else None
+    return Path(path).name if path else f"row {row}"
+
+
+def _keep(count: int, fraction: float) -> int:
+    return max(1, round(count * fraction))
+
+
+def _table(title: str, *columns: str):
+    from rich.table import Table
+
+    table = Table(
+        title=title, title_justify="left", box=None, pad_edge=False, title_style="bold", padding=(0, 2, 0, 0)
+    )
+    for column in columns:
+        right = column in ("rank", "influence", "votes", "clips", "share")
+        table.add_column(
+            column, justify="right" if right else "left", no_wrap=column != "caption", overflow="ellipsis"
+        )
+    return table
+
+
+def _ends(frame, rows: int):
+    """The first and last rows of a sorted frame, with their place, without overlap."""
+    places = list(range(len(frame)))
+    top = places[:rows]
+    bottom = places[max(rows, len(places) - rows) :]
+    return [("▲", i, frame.iloc[i]) for i in top] + [("▼", i, frame.iloc[i]) for i in bottom]
+
+
+def _group(console, ranked, column, rows, fraction, group_column, caption_column) -> None:
+    name = column.removeprefix(_GROUP_PREFIX)
+    frame = ranked.sort_values(column, ascending=False, kind="stable")
+    table = _table(f"\nClips that teach “{name}” (▲) and that do not (▼)", "", "rank", "influence", "clip", "caption")
+    for sign, place, row in _ends(frame, rows):
+        table.add_row(sign, str(place + 1), f"{row[column]:+.3f}", row["clip"], str(row.get(caption_column, "")))
+    console.print(table)
+
+
+def _overall(console, ranked, rows, caption_column) -> None:
+    frame = ranked.sort_values("influence_rank", kind="stable")
+    table = _table("\nAll queries together, by votes", "", "rank", "votes", "influence", "clip", "caption")
+    for sign, place, row in _ends(frame, rows + 2):
+        table.add_row(
+            sign,
+            str(place + 1),
+            str(int(row["influence_votes"])),
+            f"{row['influence']:+.3f}",
+            row["clip"],
+            str(row.get(caption_column, "")),
+        )
+    console.print(table)
+
+
+def _left_out(console, table) -> None:
+    left = table[table["influence_status"] != "ok"]
+    console.print(f"\n{len(table) - len(left)} clips ranked, {len(left)} left out", style="bold", highlight=False)
+    for status, count in Counter(left["influence_status"]).most_common():
+        reason = left[left["influence_status"] == status]["influence_reason"].iloc[0]
+        console.print(f"  {count} {status}: e.g. {reason}", highlight=False, markup=False)
+
+
+def _agreement(console, ranked, groups, fraction, group_column) -> None:
+    """How often a top clip is of the query's own kind: what to expect by chance stands beside it."""
+    keep = _keep(len(ranked), fraction)
+    table = _table(
+        f"\nA check on what these clips are known to show: of the top {fraction:.0%} ({keep} clips) for each "
+        f"{group_column}, the share of the same {group_column}",
+        group_column,
+        "clips",
+        "share",
+        "by chance",
+    )
+    shares = []
+    for column in groups:
+        name = column.removeprefix(_GROUP_PREFIX)
+        same = ranked[group_column].astype(str) == name
+        if not same.any():
+            continue
+        top = ranked.sort_values(column, ascending=False, kind="stable").head(keep)
+        share = (top[group_column].astype(str) == name).mean()
+        shares.append((share, same.mean()))
+        table.add_row(name, str(int(same.sum())), f"{share:.0%}", f"{same.mean():.0%}")
+    if shares:
+        mean, chance = (math.fsum(values) / len(shares) for values in zip(*shares, strict=True))
+        table.add_row("mean", "", f"{mean:.0%}", f"{chance:.0%}", style="bold")
+        console.print(table)

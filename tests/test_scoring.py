@@ -1,0 +1,121 @@
+"""The main job as its user runs it: `accelerate launch examples/score.py`, one process and two, killed and resumed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from hf_motive.index import GradientIndex
+from tests.clips import write_corpus
+from tests.families import wan
+
+ROOT = Path(__file__).parents[1]
+SIZE = ["--num_frames", wan.NUM_FRAMES, "--height", wan.HEIGHT, "--width", wan.WIDTH, "--projection_dim", 64]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("job")
+    wan.build().save_pretrained(folder / "pipeline")
+    write_corpus(folder / "corpus", range(10))
+    (folder / "corpus" / "003.mp4").write_text("not a video")
+    write_corpus(folder / "queries", range(100, 102))
+    return {name: folder / name for name in ("pipeline", "corpus", "queries")}
+
+
+def command(job: dict[str, Path], output: Path, *options, processes: int = 1) -> list[str]:
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    if processes > 1:
+        launch += ["--multi_gpu", f"--num_processes={processes}", "--main_process_port=0"]
+    inputs = [text for name, path in job.items() for text in (f"--{name}", path)]
+    return [str(c) for c in (*launch, ROOT / "examples" / "score.py", *inputs, "--output", output, *SIZE, *options)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "COLUMNS": "160", "ACCELERATE_USE_CPU": "true"}
+
+
+def run(*arguments, **options) -> subprocess.CompletedProcess:
+    result = subprocess.run(
+        command(*arguments, **options), env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def one_process(job, tmp_path_factory):
+    output = tmp_path_factory.mktemp("one")
+    return output, run(job, output, "--group_column", "kind")
+
+
+def test_what_it_prints_and_writes(one_process):
+    output, result = one_process
+    assert "10/10" in result.stderr and "clip/s" in result.stderr  # the progress bar
+    for text in ("Clips that teach “left”", "All queries together", "9 clips ranked, 1 left out", "1 unreadable"):
+        assert text in result.stdout
+    scored = Dataset.from_parquet(str(output / "influence.parquet"))
+    assert scored["influence_status"][3] == "unreadable"
+    rank = np.array(scored["influence_rank"])
+    assert sorted(rank[~np.isnan(rank)]) == list(range(9))
+    assert "influence_left" in scored.column_names and "caption" in scored.column_names
+
+
+def test_two_processes_give_the_same_index_bit_for_bit(job, one_process, tmp_path):
+    result = run(job, tmp_path, "--group_column", "kind", processes=2)
+    for name in ("index", "index-queries"):
+        assert GradientIndex.open(tmp_path / name).digest() == GradientIndex.open(one_process[0] / name).digest()
+    assert len(list((tmp_path / "index").glob("*.features"))) == 2
+    assert result.stdout.count("clips ranked") == 1  # one report, not one a process
+    assert (
+        Dataset.from_parquet(str(tmp_path / "influence.parquet"))["influence"][:4]
+        == Dataset.from_parquet(str(one_process[0] / "influence.parquet"))["influence"][:4]
+    )
+
+
+def test_killed_it_goes_on_where_it_stopped(job, one_process, tmp_path):
+    process = subprocess.Popen(
+        command(job, tmp_path),
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    rows = 0
+    while rows < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        if (tmp_path / "index" / "index.json").exists():
+            rows = len(GradientIndex.open(tmp_path / "index"))
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    left = len(GradientIndex.open(tmp_path / "index"))
+    assert 3 <= left < 10
+    result = run(job, tmp_path, processes=1)
+    assert f"{left}/10" in result.stderr  # the bar starts where the run stopped
+    assert GradientIndex.open(tmp_path / "index").digest() == GradientIndex.open(one_process[0] / "index").digest()
+
+
+def test_errors_are_one_sentence(job, tmp_path):
+    def fails(*options) -> str:
+        inputs = {**job, "corpus": tmp_path / "nowhere"} if not options else job
+        script = command(inputs, tmp_path / "out", *options)[3:]
+        result = subprocess.run(
+            [sys.executable, *script], env=environment(), capture_output=True, text=True, timeout=120
+        )
+        assert result.returncode == 1
+        assert "Traceback" not in result.stderr
+        return result.stderr
+
+    assert "does not exist: give a folder of clips" in fails()
+    assert "the queries have no column 'motion' to group by; they have" in fails("--group_column", "motion")
+    assert "timesteps must be one or more numbers" in fails("--timesteps", "2000")
