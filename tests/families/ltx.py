@@ -73,7 +73,7 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
     with torch.no_grad():
         embeds, mask, _, _ = pipe.encode_prompt(caption, do_classifier_free_guidance=False, max_sequence_length=128)
     prediction = model(
-        hidden_states=noised.flatten(2).transpose(1, 2).to(model.dtype),  # (1, T·h·w, C)
+        hidden_states=noised.flatten(2).transpose(1, 2).contiguous().to(model.dtype),  # (1, T·h·w, C)
         encoder_hidden_states=embeds.to(model.dtype),
         timestep=torch.tensor([timestep]),
         encoder_attention_mask=mask,

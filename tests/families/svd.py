@@ -90,10 +90,9 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
     """
     unet, vae = pipe.unet, pipe.vae
     sigma = float(torch.tensor(4.0 * timestep, dtype=torch.float64).exp())
-    latents = posterior_mode_of_frames(vae, pixels)
-    x0, noise = latents * vae.config.scaling_factor, noise[None].float()
+    x0, noise = posterior_mode_of_frames(vae, pixels) * vae.config.scaling_factor, noise[None].float()
     noised = x0 + sigma * noise
-    condition = latents[:, :, :1].expand_as(noised)  # the first frame beside every frame, not scaled
+    condition = posterior_mode_of_frames(vae, pixels[:1]).expand_as(noised)  # beside every frame, and not scaled
     with torch.no_grad():
         embeds = pipe._encode_image(first_frame(pixels), "cpu", 1, do_classifier_free_guidance=False)
     model_input = torch.cat([noised / (sigma**2 + 1) ** 0.5, condition], dim=1)
