@@ -16,7 +16,7 @@ _TOLERANCE = 1 / 960
 _TOLERANCE_BOUNDS = (0.1, 0.5)
 
 
-def compensate_camera(flow: Tensor) -> Tensor:
+def compensate_camera(flow: Tensor, confidence: Tensor | None = None) -> Tensor:
     """Subtract the dominant global motion: pan, tilt, zoom and roll of the camera.
 
     A similarity (shift, scale, rotation) is fitted to a grid of each field's vectors by RANSAC, so what moves by
@@ -29,34 +29,45 @@ def compensate_camera(flow: Tensor) -> Tensor:
 
     Args:
         flow: (F - 1, 2, H, W), pixels.
+        confidence: (F - 1, H, W) in [0, 1]. If given, a place of less than 0.5 counts as still: a plain wall does not
+            show whether the camera moves, and the one object before it must not be taken for the camera.
 
     Returns:
         (F - 1, 2, H, W), pixels: the motion against the background.
 
     Raises:
         ClipError: `non_finite`.
-        ValueError: `flow` has another shape.
+        ValueError: the shapes are others.
     """
     if flow.ndim != 4 or flow.shape[1] != 2:
         raise ValueError(f"flow must be (F - 1, 2, H, W), got {tuple(flow.shape)}")
     if not torch.isfinite(flow).all():
         raise ClipError("non_finite", "the flow holds NaN or infinite values")
     height, width = flow.shape[2:]
+    if confidence is not None and confidence.shape != (len(flow), height, width):
+        raise ValueError(f"confidence must be {(len(flow), height, width)} as flow is, got {tuple(confidence.shape)}")
     step = max(1, max(height, width) // _GRID)
     ys, xs = np.mgrid[step // 2 : height : step, step // 2 : width : step]
     points = np.stack([xs, ys], axis=-1).reshape(-1, 2).astype(np.float32)
     pixels = np.stack(np.mgrid[:height, :width][::-1], axis=-1).astype(np.float32)  # (H, W, 2) as x, y
     tolerance = float(np.clip(min(height, width) * _TOLERANCE, *_TOLERANCE_BOUNDS))
     rest = flow.detach().cpu().float().clone()
-    for field in rest:
+    for f, field in enumerate(rest):
         vectors = field[:, ys, xs].reshape(2, -1).T.numpy()
-        matrix, agree = cv2.estimateAffinePartial2D(
-            points, points + vectors, method=cv2.RANSAC, ransacReprojThreshold=tolerance, confidence=0.999
-        )
-        if matrix is None:
+        sure = np.ones(len(points), bool)
+        if confidence is not None:
+            sure = (confidence[f].cpu()[ys, xs] >= 0.5).flatten().numpy()
+        if sure.sum() < 2:
             continue
-        still = np.linalg.norm(vectors, axis=1) < tolerance
-        if still.sum() >= agree.sum():
+        matrix, agree = cv2.estimateAffinePartial2D(
+            points[sure],
+            points[sure] + vectors[sure],
+            method=cv2.RANSAC,
+            ransacReprojThreshold=tolerance,
+            confidence=0.999,
+        )
+        still = ~sure | (np.linalg.norm(vectors, axis=1) < tolerance)
+        if matrix is None or still.sum() >= agree.sum():
             continue
         camera = pixels @ matrix[:, :2].T + matrix[:, 2] - pixels
         field -= torch.from_numpy(camera.astype(np.float32)).permute(2, 0, 1)

@@ -19,6 +19,11 @@ _PRESETS = {
 }
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
+# Confidence, chosen on analytic motion; see benchmarks/flow.md.
+_WINDOW = 25  # pixels: how far DIS spreads what it finds
+_FLOOR = 4.0  # grey levels squared: less contrast than this is no evidence
+_RAMP = (0.7, 0.95)  # correlation at which confidence begins and is full
+
 
 class DISFlow:
     """OpenCV's DIS optical flow.
@@ -31,6 +36,10 @@ class DISFlow:
         min_side: Frames whose shorter side is less are enlarged to it before the search, and the flow is scaled back.
             DIS matches patches of 8 pixels and stops at half or quarter resolution, which blurs the motion of small
             frames: on 64 × 64 pixels the error falls to a fifth. 0 never enlarges.
+
+    Where there is no texture DIS follows the noise, by many pixels a frame, or spreads the motion of a distant edge.
+    Its confidence says where that is: the correlation, in a window of 25 pixels, of a frame with the other one warped
+    back by the flow; 0 up to a correlation of 0.7 and in windows that hold no contrast, 1 from 0.95.
 
     Deterministic: the same on any number of threads and in any order of clips.
     """
@@ -62,7 +71,7 @@ class DISFlow:
             frames: (F, 3, H, W) in [-1, 1].
 
         Returns:
-            Flow of (F - 1, 2, H, W) on the CPU, without a confidence.
+            Flow of (F - 1, 2, H, W) with a confidence of (F - 1, H, W), both on the CPU.
 
         Raises:
             ClipError: `too_short` for fewer than two frames, `non_finite` for NaN or infinite pixels.
@@ -73,18 +82,48 @@ class DISFlow:
         scale = np.array([width / images[0].shape[1], height / images[0].shape[0]], np.float32)
         search = cv2.DISOpticalFlow_create(_PRESETS[self.preset])  # made here: it does not pickle
         fields = np.empty((len(images) - 1, 2, height, width), np.float32)
+        confidence = np.empty((len(images) - 1, height, width), np.float32)
         field = None
         for f in range(len(images) - 1):
             start = images[0] if self.reference == "first" else images[f]
             guess = field.copy() if self.reference == "first" and field is not None else None
             field = search.calc(start, images[f + 1], guess)
-            small = (
-                field
-                if field.shape[:2] == (height, width)
-                else cv2.resize(field, (width, height), interpolation=cv2.INTER_AREA)
-            )
-            fields[f] = (small * scale).transpose(2, 0, 1)
-        return Flow(torch.from_numpy(fields))
+            fields[f] = (_shrink(field, height, width) * scale).transpose(2, 0, 1)
+            confidence[f] = _shrink(_agreement(start, images[f + 1], field), height, width)
+        return Flow(torch.from_numpy(fields), torch.from_numpy(confidence))
+
+
+def _shrink(field: np.ndarray, height: int, width: int) -> np.ndarray:
+    if field.shape[:2] == (height, width):
+        return field
+    return cv2.resize(field, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _agreement(start: np.ndarray, end: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """How well each window of `start` (H, W) is found in `end` where `flow` (H, W, 2) leads: (H, W) in [0, 1]."""
+    height, width = start.shape
+    xs, ys = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
+    a = start.astype(np.float32)
+    b = cv2.remap(
+        end.astype(np.float32),
+        xs + flow[..., 0],
+        ys + flow[..., 1],
+        interpolation=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    # Moments about the middle grey keep float32 exact enough.
+    a, b = a - 128, b - 128
+    mean_a, mean_b = _window_mean(a), _window_mean(b)
+    variance_a = (_window_mean(a * a) - mean_a * mean_a).clip(min=0)
+    variance_b = (_window_mean(b * b) - mean_b * mean_b).clip(min=0)
+    covariance = _window_mean(a * b) - mean_a * mean_b
+    correlation = covariance / (np.sqrt(variance_a * variance_b) + _FLOOR)
+    low, high = _RAMP
+    return ((correlation - low) / (high - low)).clip(0, 1)
+
+
+def _window_mean(image: np.ndarray) -> np.ndarray:
+    return cv2.blur(image, (_WINDOW, _WINDOW), borderType=cv2.BORDER_REFLECT)
 
 
 def _grey(frames: Tensor, min_side: int) -> list[np.ndarray]:
