@@ -168,8 +168,8 @@ def main() -> None:
     report.parent.mkdir(exist_ok=True)
     report.write_text(
         f"# Cost of one clip's feature\n\nOne clip of 17 frames of 64×64, fp32, D′ = 512, torch {torch.__version__}, "
-        f"{where}. Medians of {arguments.repeats} interleaved repeats; the ratio is the figure that travels. Memory is "
-        "the peak of backward above model and activations. Repeat with `python benchmarks/cost.py`.\n\n"
+        f"{where}. Medians of {arguments.repeats} interleaved repeats; the ratio is the figure that travels. Memory "
+        "is the peak of backward above model and activations. Repeat with `python benchmarks/cost.py`.\n\n"
         "| model | parameters | forward + backward | feature | ratio | peak, plain | peak, streamed "
         "| all gradients | largest parameter |\n|---|---|---|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )

@@ -148,8 +148,8 @@ def main() -> None:
 
     report = (
         "# Of the top tenth for a motion, how many show that motion?\n\n"
-        f"{int(ranked.sum())} ranked clips of {len(corpus)} and {len(queries)} queries of the lab; the small Wan pipeline "
-        f"of examples/lab; timesteps {arguments.timesteps}, {arguments.noise_draws} noise draw(s), "
+        f"{int(ranked.sum())} ranked clips of {len(corpus)} and {len(queries)} queries of the lab; the small Wan "
+        f"pipeline of examples/lab; timesteps {arguments.timesteps}, {arguments.noise_draws} noise draw(s), "
         f"D′ = {arguments.projection_dim}, camera {'compensated' if arguments.compensate_camera else 'kept'}, seed "
         f"{arguments.seed}. 95 % bootstrap intervals. Repeat with `python benchmarks/purity.py`.\n\n"
         + "\n".join(lines)

@@ -7,7 +7,8 @@ With no arguments it scores the clips that the repository carries, in a few minu
 Your own job, on one process or on all that Accelerate knows; options from a YAML file, the command line, or both:
 
     accelerate launch examples/score.py --config my.yaml --output runs/mine
-    accelerate launch examples/score.py --pipeline Wan-AI/Wan2.1-T2V-1.3B-Diffusers --corpus my/clips --queries my/queries
+    accelerate launch examples/score.py --pipeline Wan-AI/Wan2.1-T2V-1.3B-Diffusers \\
+        --corpus my/clips --queries my/queries
 
 Stopped and started again it goes on where it was.
 """

@@ -1,4 +1,4 @@
-"""Real mp4 files for tests: a textured square that crosses a textured ground, and clips that something is wrong with."""
+"""Real mp4 files for tests: a textured square that crosses a textured ground."""
 
 from __future__ import annotations
 

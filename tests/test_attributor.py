@@ -1,4 +1,4 @@
-"""The attributor against the paper's score computed the long way, and against everything that can be wrong with a clip."""
+"""The attributor against the paper's score computed the long way, and against what can be wrong with a clip."""
 
 from __future__ import annotations
 

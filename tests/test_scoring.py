@@ -60,7 +60,7 @@ def one_process(job, tmp_path_factory):
 def test_what_it_prints_and_writes(one_process):
     output, result = one_process
     assert "10/10" in result.stderr and "clip/s" in result.stderr  # the progress bar
-    for text in ("Clips that teach “left”", "All queries together", "9 clips ranked, 1 left out", "1 unreadable"):
+    for text in ("What teaches “left” most", "All queries together", "9 clips ranked, 1 left out", "1 unreadable"):
         assert text in result.stdout
     scored = Dataset.from_parquet(str(output / "influence.parquet"))
     assert scored["influence_status"][3] == "unreadable"

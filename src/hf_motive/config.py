@@ -1,4 +1,4 @@
-"""Every setting of an attribution in one place: the command line, the YAML file and `MotiveAttributor` read it here."""
+"""Every setting of an attribution in one place: command line, YAML file and `MotiveAttributor` read it here."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class AttributionConfig:
     timesteps: list[float] = field(
         default_factory=lambda: [751.0],
         metadata={
-            "help": "Noise levels on the scheduler's training scale of 0 to 1000 (the paper: one, shared by all clips). "
+            "help": "Noise levels on the scheduler's training scale of 0 to 1000 (the paper: one for all clips). "
             "Several are averaged as unit vectors: steadier, and as many times the cost."
         },
     )

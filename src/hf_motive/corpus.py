@@ -98,13 +98,13 @@ def _from_folder(folder: Path, split: str, caption_column: str) -> Dataset:
 
 
 def _sidecar(video: Path) -> str | None:
-    """The caption in the text file beside a clip; None, so that the row gets the status `no_caption`, if there is none."""
+    """The caption in the text file beside a clip, or None: the row then gets the status `no_caption`."""
     text = video.with_suffix(".txt")
     return text.read_text(encoding="utf-8").strip() if text.exists() else None
 
 
 def _from_table(path: Path) -> Dataset:
-    """A table of clips. Relative paths in `file_name`, `file_path` or `path` are resolved against the table's folder."""
+    """A table of clips; relative paths in `file_name`, `file_path` or `path` start at the table's folder."""
     import json
 
     import pyarrow as pa

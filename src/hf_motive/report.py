@@ -45,8 +45,14 @@ def print_report(
     table["clip"] = [_name(video, row) for row, video in enumerate(scored[video_column])]
     ranked = table[table["influence_status"] == "ok"]
     groups = [c for c in table.columns if c.startswith(_GROUP_PREFIX) and c not in _PLAIN]
+    console.print(
+        "\nInfluence is the cosine between what training on a clip and on the queries would do to the weights, "
+        "counting only what moves:\n+1 pulls the same way, 0 has nothing to do with it, -1 pulls the other way.",
+        highlight=False,
+        soft_wrap=True,
+    )
     for column in groups:
-        _group(console, ranked, column, rows, fraction, group_column, caption_column)
+        _group(console, ranked, column, rows, caption_column)
     _overall(console, ranked, rows, caption_column)
     _left_out(console, table)
     if group_column in table.columns and groups:
@@ -62,17 +68,15 @@ def _keep(count: int, fraction: float) -> int:
     return max(1, round(count * fraction))
 
 
-def _table(title: str, *columns: str):
+def _table(console, title: str, *columns: str):
+    """A table without lines, its title above it: a title of rich's own is wrapped to the table's width."""
     from rich.table import Table
 
-    table = Table(
-        title=title, title_justify="left", box=None, pad_edge=False, title_style="bold", padding=(0, 2, 0, 0)
-    )
+    console.print(f"\n{title}", style="bold", highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        right = column in ("rank", "influence", "votes", "clips", "share")
-        table.add_column(
-            column, justify="right" if right else "left", no_wrap=column != "caption", overflow="ellipsis"
-        )
+        right = column in ("rank", "influence", "votes", "clips", "share", "by chance")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
     return table
 
 
@@ -84,10 +88,10 @@ def _ends(frame, rows: int):
     return [("▲", i, frame.iloc[i]) for i in top] + [("▼", i, frame.iloc[i]) for i in bottom]
 
 
-def _group(console, ranked, column, rows, fraction, group_column, caption_column) -> None:
+def _group(console, ranked, column, rows, caption_column) -> None:
     name = column.removeprefix(_GROUP_PREFIX)
     frame = ranked.sort_values(column, ascending=False, kind="stable")
-    table = _table(f"\nClips that teach “{name}” (▲) and that do not (▼)", "", "rank", "influence", "clip", "caption")
+    table = _table(console, f"What teaches “{name}” most ▲ and least ▼", "", "rank", "influence", "clip", "caption")
     for sign, place, row in _ends(frame, rows):
         table.add_row(sign, str(place + 1), f"{row[column]:+.3f}", row["clip"], str(row.get(caption_column, "")))
     console.print(table)
@@ -95,7 +99,7 @@ def _group(console, ranked, column, rows, fraction, group_column, caption_column
 
 def _overall(console, ranked, rows, caption_column) -> None:
     frame = ranked.sort_values("influence_rank", kind="stable")
-    table = _table("\nAll queries together, by votes", "", "rank", "votes", "influence", "clip", "caption")
+    table = _table(console, "All queries together, by votes", "", "rank", "votes", "influence", "clip", "caption")
     for sign, place, row in _ends(frame, rows + 2):
         table.add_row(
             sign,
@@ -113,15 +117,15 @@ def _left_out(console, table) -> None:
     console.print(f"\n{len(table) - len(left)} clips ranked, {len(left)} left out", style="bold", highlight=False)
     for status, count in Counter(left["influence_status"]).most_common():
         reason = left[left["influence_status"] == status]["influence_reason"].iloc[0]
-        console.print(f"  {count} {status}: e.g. {reason}", highlight=False, markup=False)
+        console.print(f"  {count} {status}: e.g. {reason}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _agreement(console, ranked, groups, fraction, group_column) -> None:
     """How often a top clip is of the query's own kind: what to expect by chance stands beside it."""
     keep = _keep(len(ranked), fraction)
     table = _table(
-        f"\nA check on what these clips are known to show: of the top {fraction:.0%} ({keep} clips) for each "
-        f"{group_column}, the share of the same {group_column}",
+        console,
+        f"A check, as the clips' own {group_column} is known: its share of the top {keep} clips for each",
         group_column,
         "clips",
         "share",

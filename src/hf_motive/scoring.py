@@ -75,6 +75,7 @@ def score(arguments: ScoreArguments, config: AttributionConfig) -> Dataset:
     from .processes import processes
 
     state = processes()
+    _quiet()
     columns: dict[str, Any] = {"video_column": arguments.video_column, "caption_column": arguments.caption_column}
     with state.main_process_first():
         corpus = load_clips(arguments.corpus, split=arguments.corpus_split, **columns)
@@ -128,6 +129,18 @@ def score(arguments: ScoreArguments, config: AttributionConfig) -> Dataset:
     return scored
 
 
+def _quiet() -> None:
+    """One bar, the job's own: the libraries' bars and notes on optional packages would bury it."""
+    import datasets
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    datasets.disable_progress_bars()
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
 def load_pipeline(source: str, dtype: str, device: Any) -> Any:
     """Load a diffusers pipeline from a folder or the Hub.
 
@@ -139,7 +152,7 @@ def load_pipeline(source: str, dtype: str, device: Any) -> Any:
 
     if dtype == "auto":
         dtype = "float32" if torch.device(device).type == "cpu" else "bfloat16"
-    pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=getattr(torch, dtype))
+    pipe = DiffusionPipeline.from_pretrained(source, dtype=getattr(torch, dtype))
     return pipe.to(device)
 
 
