@@ -190,7 +190,7 @@ def _empty(standard: ClipStandard) -> Tensor:
 
 def _tensor(pixels: np.ndarray | Tensor, name: str) -> Tensor:
     """One frame to (3, H, W), float32 in [-1, 1]."""
-    frame = torch.as_tensor(np.ascontiguousarray(pixels) if isinstance(pixels, np.ndarray) else pixels).detach().cpu()
+    frame = _as_tensor(pixels)
     if frame.ndim != 3 or (frame.shape[0] == 3) == (frame.shape[-1] == 3) or 0 in frame.shape:
         raise ClipError(
             "unreadable",
@@ -206,6 +206,13 @@ def _tensor(pixels: np.ndarray | Tensor, name: str) -> Tensor:
             "unreadable", f"{name} has frames of {frame.dtype}; expected uint8 in 0..255 or floats in [-1, 1]"
         )
     return frame.to(torch.float32)
+
+
+def _as_tensor(pixels: np.ndarray | Tensor) -> Tensor:
+    if isinstance(pixels, np.ndarray):
+        # torch has neither the negative strides of a turned frame nor read-only memory: those are copied.
+        return torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+    return pixels.detach().cpu()
 
 
 def _fit(frame: _Frame, standard: ClipStandard, name: str) -> Tensor:
@@ -408,7 +415,7 @@ def _check_floats(frames: Sequence[Any] | np.ndarray | Tensor, name: str) -> Non
     for frame in frames:
         if not isinstance(frame, (np.ndarray, Tensor)):
             continue
-        values = torch.as_tensor(frame)
+        values = _as_tensor(frame)
         if not values.is_floating_point() or values.numel() == 0:
             continue
         if not torch.isfinite(values).all():
@@ -459,7 +466,7 @@ def content_id(video: Any, caption: str = "") -> str:
                 digest.update(block)
     else:
         for frame in _frames(video, name, fps=1.0):
-            pixels = np.ascontiguousarray(torch.as_tensor(frame.pixels()).detach().cpu().numpy())
+            pixels = _as_tensor(frame.pixels()).contiguous().numpy()
             digest.update(f"{pixels.dtype}{pixels.shape}".encode())
             digest.update(pixels)
     # Hashing the content's hash keeps the end of the content and the start of the caption apart.
@@ -490,12 +497,14 @@ def save_clip(path: str | os.PathLike[str], frames: Tensor, fps: float = 16.0, *
     height, width = frames.shape[2:]
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with av.open(str(partial), "w", format="mp4") as container:
+        # Bit-exact: no time of creation in the file, so the same frames are the same bytes, and the same content_id.
+        with av.open(str(partial), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(10_000))
             stream.width, stream.height = width, height
             stream.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
-            stream.options = {"crf": str(crf), "preset": "medium"}
-            stream.codec_context.thread_count = 1  # the same bytes on every machine
+            # One thread, and no macroblock tree: x264 with it writes other bytes from run to run.
+            stream.options = {"crf": str(crf), "mbtree": "0"}
+            stream.codec_context.thread_count = 1
             for image in pixels.permute(0, 2, 3, 1).contiguous().numpy():
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode(None))
