@@ -48,7 +48,6 @@ class Observation:
     initial: Tensor | None = None  # what prepare_latents returned
     step: inspect.BoundArguments | None = None  # the arguments of scheduler.step
     scheduler: Any = None  # a copy of the scheduler, as it was when the pipeline called step
-    steps: int = 0
     denoised: dict[str, Any] = field(default_factory=dict)  # denoiser name -> what it returned
     decoded: Tensor | None = None  # the argument of vae.decode
 
@@ -121,7 +120,7 @@ def observe(
 
         scheduler = copy.deepcopy(pipeline.scheduler)  # the pipeline's own is never touched
         precision = stack.enter_context(_FullPrecision()) if until == "decode" else None
-        _watch_scheduler(scheduler, seen, slice_schedule, precision)
+        _watch_scheduler(pipeline, scheduler, seen, slice_schedule, precision)
         vars(pipeline)["scheduler"] = scheduler
         vars(pipeline)["prepare_latents"] = _watched_prepare_latents(pipeline, seen, inject)
         vars(pipeline)["_progress_bar_config"] = {"disable": True}
@@ -148,6 +147,8 @@ def observe(
             pipeline(**arguments)
         except _Reached:
             pass
+        except PipelineError:
+            raise
         except Exception as error:
             error.add_note(f"while hf_motive called {type(pipeline).__name__}({', '.join(arguments)}) for one step")
             raise
@@ -157,12 +158,6 @@ def observe(
         )
     if seen.step is None:
         raise PipelineError(pipeline, "the call returned without calling scheduler.step: no prediction to train on.")
-    if seen.steps > 1:
-        raise PipelineError(
-            pipeline,
-            f"the call took {seen.steps} steps of a schedule that was cut to one timestep: "
-            "its loop does not follow scheduler.timesteps.",
-        )
     if until == "decode" and seen.decoded is None:
         raise PipelineError(
             pipeline, "the call returned without calling vae.decode: the latent map cannot be learned."
@@ -189,7 +184,7 @@ def _watched_prepare_latents(pipeline: Any, seen: Observation, inject: Callable[
 
 
 def _watch_scheduler(
-    scheduler: Any, seen: Observation, slice_schedule: Callable, precision: _FullPrecision | None
+    pipeline: Any, scheduler: Any, seen: Observation, slice_schedule: Callable, precision: _FullPrecision | None
 ) -> None:
     """Patch a scheduler *copy*: one timestep in the schedule, and the arguments of `step` bound by its signature.
 
@@ -205,8 +200,13 @@ def _watch_scheduler(
 
     @functools.wraps(original_step)
     def step(*args, **kwargs):
+        if seen.step is not None:
+            raise PipelineError(
+                pipeline,
+                "it takes more than one step of a schedule that was cut to one timestep: its loop does not follow "
+                "scheduler.timesteps.",
+            )
         seen.step = signature.bind(*args, **kwargs)
-        seen.steps += 1
         seen.scheduler = unwatched_copy(scheduler)
         if precision is None:
             raise _Reached

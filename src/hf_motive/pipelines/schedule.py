@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hf_motive.pipelines.call import PipelineError, unwatched_copy
 
-#: Length of the schedule from which one timestep is taken. One step less than the usual 1000 training timesteps: with
+#: Longest schedule from which one timestep is taken. One step less than the usual 1000 training timesteps: with
 #: "leading" spacing and an offset, a schedule of 1000 starts at timestep 1000, which does not exist.
 SCHEDULE_STEPS = 999
 
@@ -130,6 +130,13 @@ class Schedule:
             float(unwatched_copy(scheduler).add_noise(one, zero, timestep)),
             float(unwatched_copy(scheduler).add_noise(zero, one, timestep)),
         )
+
+
+def schedule_steps(scheduler: Any) -> int:
+    """The number of steps to ask of a scheduler: consistency models know no more than they were distilled at."""
+    config = scheduler.config
+    train_steps = config.get("num_train_timesteps", SCHEDULE_STEPS + 1)
+    return min(SCHEDULE_STEPS, train_steps - 1, config.get("original_inference_steps", SCHEDULE_STEPS))
 
 
 def _slice(scheduler: Any, position: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_motive.pipelines.call import Observation, PipelineError, observe, unwatched_copy
 from hf_motive.pipelines.latent_map import AffineGather, LatentMap
-from hf_motive.pipelines.schedule import SCHEDULE_STEPS, Schedule, ScheduledTimestep, denoising_affine
+from hf_motive.pipelines.schedule import Schedule, ScheduledTimestep, denoising_affine, schedule_steps
 
 #: Components that denoise; all others (text encoders, VAE, image encoders) are held fixed and get no gradient.
 DENOISERS = ("transformer", "transformer_2", "unet")
@@ -23,7 +23,6 @@ FRAME_ARGUMENTS = ("num_frames", "frames", "video_length", "segment_frame_length
 
 #: What a step asks of every call whose signature has the argument. Guidance is off: training has none.
 CALL_ARGUMENTS = {
-    "num_inference_steps": SCHEDULE_STEPS,
     "guidance_scale": 1.0,
     "true_cfg_scale": 1.0,
     "min_guidance_scale": 1.0,
@@ -235,6 +234,7 @@ class PipelineStep:
             "width": self.width,
             frames: self.num_frames,
             "decode_chunk_size": self.num_frames,  # all frames in one call of vae.decode
+            "num_inference_steps": schedule_steps(self.pipeline.scheduler),
             **CALL_ARGUMENTS,
         }
         arguments = {name: value for name, value in wanted.items() if name in takes}
@@ -299,12 +299,6 @@ class PipelineStep:
                     else "no denoiser parameter requires one. Call requires_grad_() on what is to be attributed."
                 ),
             )
-        if output.shape != seen.sample.shape:
-            raise PipelineError(
-                self.pipeline,
-                f"the model output {tuple(output.shape)} at scheduler.step does not have the shape of the sample "
-                f"{tuple(seen.sample.shape)}.",
-            )
         return output.float()
 
     def _check_arrival(self, seen: Observation, noised: Tensor) -> None:
@@ -332,6 +326,12 @@ class PipelineStep:
         self._schedule: Schedule | None = None
         arguments = self._arguments("a video", example)
         first = self._observe(arguments, 0)
+        if first.model_output.shape != first.sample.shape:
+            raise PipelineError(
+                self.pipeline,
+                f"scheduler.step is given a model output {tuple(first.model_output.shape)} for a sample "
+                f"{tuple(first.sample.shape)}: a step of that kind is not understood.",
+            )
         if check:
             again = self._observe(arguments, 0)
             if not torch.equal(first.sample, again.sample) or not _agree(first.model_output, again.model_output):
