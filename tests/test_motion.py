@@ -131,7 +131,7 @@ def test_flow_is_the_analytic_flow(name, mover):
     assert flow.shape == exact.shape and flow.dtype == torch.float32
     assert confidence.shape == flow.shape[:1] + flow.shape[2:]
     assert confidence.min() >= 0 and confidence.max() <= 1
-    assert error(flow, exact, inside) < 0.15
+    assert error(flow, exact, inside) < 0.2
     assert error(flow, exact, ~inside) < 0.1
     assert iou(motion_mask(magnitude(flow), confidence=confidence), motion_mask(magnitude(exact))) > 0.65
 
@@ -187,7 +187,7 @@ def test_confidence_is_low_without_texture_and_high_with():
 def test_estimator_repeats_pickles_and_is_named_by_its_settings():
     frames, _, _ = render([slide(34, 32, 2.0, -1.0)], frames=3)
     estimator = DISFlow("fast", reference="first", min_side=128)
-    assert estimator.name == "dis-fast-first-128" and DISFlow().name == "dis-medium-neighbour-256"
+    assert estimator.name == "dis-fast-first-128" and DISFlow().name == "dis-medium-neighbour-128"
     assert isinstance(estimator, MotionEstimator)
     first = estimator(frames)
     estimator(frames.flip(0))  # no state is carried from clip to clip

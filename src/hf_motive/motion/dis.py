@@ -19,7 +19,7 @@ _PRESETS = {
 }
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
-# Confidence, chosen on analytic motion; see benchmarks/flow.md.
+# Confidence, chosen on analytic motion; see benchmarks/results/flow.md.
 _WINDOW = 25  # pixels: how far DIS spreads what it finds
 _FLOOR = 4.0  # grey levels squared: less contrast than this is no evidence
 _RAMP = (0.7, 0.95)  # correlation at which confidence begins and is full
@@ -29,13 +29,15 @@ class DISFlow:
     """OpenCV's DIS optical flow.
 
     Args:
-        preset: "ultrafast", "fast" or "medium": slower is finer (benchmarks/flow.md).
+        preset: "ultrafast", "fast" or "medium": slower is finer (benchmarks/results/flow.md).
         reference: "neighbour" for the flow from each frame to the next (the text of arXiv 2601.08828, section 3.3);
             "first" for the flow from the first frame to each other one (what its tracker gives natively). A flow from
             the first frame starts its search at the one before: DIS alone loses what has moved far.
         min_side: Frames whose shorter side is less are enlarged to it before the search, and the flow is scaled back.
             DIS matches patches of 8 pixels and stops at half or quarter resolution, which blurs the motion of small
-            frames: on 64 × 64 pixels the error falls to a fifth. 0 never enlarges.
+            frames: on 64 × 64 pixels the error is halved or
+            better. More than 128 costs in proportion to the area, gains little, and finds more motion in the noise of
+            still clips (benchmarks/results/flow.md). 0 never enlarges.
 
     Where there is no texture DIS follows the noise, by many pixels a frame, or spreads the motion of a distant edge.
     Its confidence says where that is: the correlation, in a window of 25 pixels, of a frame with the other one warped
@@ -48,7 +50,7 @@ class DISFlow:
         self,
         preset: str = "medium",
         reference: Literal["neighbour", "first"] = "neighbour",
-        min_side: int = 256,
+        min_side: int = 128,
     ):
         if preset not in _PRESETS:
             raise ValueError(f"preset must be one of {', '.join(_PRESETS)}, got {preset!r}")

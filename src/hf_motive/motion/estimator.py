@@ -26,7 +26,7 @@ class MotionEstimator(Protocol):
     """Anything that turns frames into flow.
 
     Attributes:
-        name: The estimator with its settings, e.g. "dis-medium-neighbour-256". It becomes part of an index's identity:
+        name: The estimator with its settings, e.g. "dis-medium-neighbour-128". It becomes part of an index's identity:
             two estimators whose flow may differ need different names.
     """
 
