@@ -228,6 +228,16 @@ def test_features_that_were_cut_off_or_changed(tmp_path):
         GradientIndex.open(tmp_path)
 
 
+def test_two_lines_that_name_one_feature(tmp_path):
+    """What a second writer would leave on a file system whose locks do nothing."""
+    write(tmp_path, 4)
+    rows = tmp_path / "shard-00000.rows.jsonl"
+    lines = rows.read_bytes().splitlines(keepends=True)
+    rows.write_bytes(b"".join([*lines[:3], lines[2], lines[3]]))
+    with pytest.raises(IndexCorruptError, match="the line names feature 2; 3 come before it"):
+        GradientIndex.open(tmp_path)
+
+
 # Disk full
 
 

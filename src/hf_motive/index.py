@@ -138,7 +138,7 @@ class GradientIndex:
             IndexLockedError: the shard has a writer already.
         """
         path = Path(path)
-        header = {
+        header: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
             "dim": int(dim),

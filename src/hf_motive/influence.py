@@ -96,9 +96,9 @@ def cosine(features: Tensor | Iterable[Tensor], queries: Tensor) -> Tensor:
         raise ValueError(f"queries must be (Q, D) with Q >= 1, got {tuple(queries.shape)}: give at least one query")
     width = queries.shape[1]
     right = _grid_units(queries, "query", 0).T  # (D, Q)
-    whole = isinstance(features, Tensor)
+    chunks: Iterable[Tensor] = [features] if isinstance(features, Tensor) else features
     parts, start = [], 0
-    for chunk in [features] if whole else features:
+    for chunk in chunks:
         if chunk.ndim != 2 or chunk.shape[1] != width:
             raise ValueError(
                 f"features must be (N, D) with the queries' D = {width}, got {tuple(chunk.shape)}: "
