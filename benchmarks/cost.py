@@ -76,7 +76,7 @@ def measure(model: str, device: str, repeats: int) -> None:
             parameter.grad = None
 
     def feature() -> None:
-        with GradientProjector(parameters, projection) as projector:
+        with GradientProjector(parameters, projection, step.denoisers.values()) as projector:
             clip_feature(projector, [loss])
 
     def timed(job) -> float:
@@ -98,7 +98,7 @@ def measure(model: str, device: str, repeats: int) -> None:
 
     def peak(streamed: bool) -> float:
         if streamed:
-            with GradientProjector(parameters, projection) as projector:
+            with GradientProjector(parameters, projection, step.denoisers.values()) as projector:
                 value = loss()
                 memory.begin()
                 projector.project(value)

@@ -23,7 +23,8 @@ from hf_motive.config import AttributionConfig
 from hf_motive.pipelines import PipelineError
 from hf_motive.scoring import ScoreArguments, score
 
-DEFAULT = Path(__file__).with_name("lab") / "score.yaml"
+ROOT = Path(__file__).parents[1]
+DEFAULT = ROOT / "examples" / "lab" / "score.yaml"
 
 
 class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
@@ -36,7 +37,12 @@ def main() -> None:
         arguments = ["--config", str(DEFAULT), *arguments]
     parser = TrlParser((ScoreArguments, AttributionConfig), description=__doc__, formatter_class=HelpFormatter)
     try:
-        score(*parser.parse_args_and_config(arguments))
+        job, config = parser.parse_args_and_config(arguments)
+        for name in ("pipeline", "corpus", "queries"):  # the default's paths start at the repository, wherever one is
+            path = getattr(job, name)
+            if not Path(path).exists() and (ROOT / path).exists():
+                setattr(job, name, str(ROOT / path))
+        score(job, config)
     except (ValueError, OSError, PipelineError) as error:  # what the user can mend; anything else keeps its traceback
         raise SystemExit(f"error: {error}") from None
 

@@ -59,6 +59,7 @@ class MotiveAttributor:
         estimator: A `MotionEstimator` in place of the weights-free DIS that `config` describes.
         conditioning: `example -> pipeline arguments`, for pipelines that need more than a caption; `example` is the
             dataset's row with the clip's `pixels`, (F, 3, H, W) in [-1, 1], added.
+        call_kwargs: Further arguments of the pipeline's call, the same for every clip.
         video_column: Column of the video: a `datasets.Video`, a path, bytes or frames.
         caption_column: Column of the caption.
         id_column: Column of a stable id. None: the id is the digest of the file's bytes and the caption.
@@ -81,6 +82,7 @@ class MotiveAttributor:
         *,
         estimator: motion.MotionEstimator | None = None,
         conditioning: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
+        call_kwargs: Mapping[str, Any] | None = None,
         video_column: str = "video",
         caption_column: str = "caption",
         id_column: str | None = None,
@@ -96,6 +98,7 @@ class MotiveAttributor:
             height=standard.height,
             width=standard.width,
             conditioning=conditioning,
+            call_kwargs=call_kwargs,
         )
         self.estimator = estimator or motion.DISFlow(
             preset=self.config.flow_preset, reference=self.config.flow_reference
@@ -166,7 +169,7 @@ class MotiveAttributor:
                         )
                     )
 
-        with GradientProjector(self.parameters, self.projection) as projector:
+        with GradientProjector(self.parameters, self.projection, self.step.denoisers.values()) as projector:
             result = clip_feature(projector, draws())
         return ClipFeature(
             result.vector.cpu(),
