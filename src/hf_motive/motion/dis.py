@@ -35,9 +35,8 @@ class DISFlow:
             the first frame starts its search at the one before: DIS alone loses what has moved far.
         min_side: Frames whose shorter side is less are enlarged to it before the search, and the flow is scaled back.
             DIS matches patches of 8 pixels and stops at half or quarter resolution, which blurs the motion of small
-            frames: on 64 × 64 pixels the error is halved or
-            better. More than 128 costs in proportion to the area, gains little, and finds more motion in the noise of
-            still clips (benchmarks/results/flow.md). 0 never enlarges.
+            frames: on 64 × 64 pixels the error nearly halves. More than 128 costs in proportion to the area, gains
+            little, and finds more motion in the noise of still clips (benchmarks/results/flow.md). 0 never enlarges.
 
     Where there is no texture DIS follows the noise, by many pixels a frame, or spreads the motion of a distant edge.
     Its confidence says where that is: the correlation, in a window of 25 pixels, of a frame with the other one warped
