@@ -552,8 +552,8 @@ AT_CONSTRUCTION = [
     (StartsLoud, r"initial latents have a standard deviation of .*FlowMatchEulerDiscreteScheduler says 1"),
     (OwnLoop, r"takes more than one step of a schedule that was cut to one"),
     (TwoOutputs, r"is given a model output \(1, 8, 3, 4, 6\) for a sample \(1, 4, 3, 4, 6\)"),
-    (NoStep, r"returned without calling scheduler\.step"),
-    (NoDecode, r"returned without calling vae\.decode"),
+    (NoStep, r"returned without calling scheduler\.step, where"),
+    (NoDecode, r"returned without calling vae\.decode, where"),
     (OtherDoor, r"it has no prepare_latents method"),
     (NoFrames, r"no argument for the number of frames \(num_frames, frames,"),
 ]
@@ -577,6 +577,23 @@ def test_what_does_not_hold_for_a_clip_is_refused_at_its_step(cls, message):
     step = toy(cls)
     with pytest.raises(PipelineError, match=rf"^{cls.__name__}: .*{message}"):
         toy_loss(step)
+
+
+class DrawsNoise(ToyPipeline):
+    """Random numbers of its own, from the global generator."""
+
+    def predict(self, latents, t, prompt):
+        return super().predict(latents, t, prompt) + torch.randn(latents.shape)
+
+
+def test_what_a_pipeline_draws_for_itself_is_seeded_and_leaves_no_trace():
+    step = toy(DrawsNoise)
+    first, before = toy_loss(step), torch.get_rng_state()
+    torch.manual_seed(1)
+    assert torch.equal(toy_loss(step).prediction, first.prediction)
+    torch.set_rng_state(before)
+    toy_loss(step)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_schedulers_that_are_not_understood_are_refused():

@@ -43,13 +43,14 @@ class PipelineError(RuntimeError):
 
 @dataclass
 class Observation:
-    """What one watched call showed. Layouts are the pipeline's own."""
+    """What one watched call showed, in the pipeline's own layouts. A door that was not reached has shown nothing."""
 
-    initial: Tensor | None = None  # what prepare_latents returned
-    step: inspect.BoundArguments | None = None  # the arguments of scheduler.step
-    scheduler: Any = None  # a copy of the scheduler, as it was when the pipeline called step
-    denoised: dict[str, Any] = field(default_factory=dict)  # denoiser name -> what it returned
-    decoded: Tensor | None = None  # the argument of vae.decode
+    initial: Tensor = field(init=False)  # what prepare_latents returned
+    step: inspect.BoundArguments = field(init=False)  # the arguments of scheduler.step
+    scheduler: Any = field(init=False)  # a copy of the scheduler, as it was when the pipeline called step
+    decoded: Tensor = field(init=False)  # the argument of vae.decode
+    outputs: dict[str, Any] = field(default_factory=dict)  # denoiser name -> what it returned
+    reached: set[str] = field(default_factory=set)  # the doors, by name
 
     @property
     def sample(self) -> Tensor:
@@ -130,12 +131,13 @@ def observe(
                 stack.enter_context(_replaced(module, "forward", functools.partial(_replayed, replay[name])))
             if grad:
                 stack.callback(module.register_forward_pre_hook(_enable_grad).remove)
-            stack.callback(module.register_forward_hook(functools.partial(_record, seen.denoised, name)).remove)
+            stack.callback(module.register_forward_hook(functools.partial(_record, seen.outputs, name)).remove)
 
         if until == "decode":
 
             def decode(latents, *args, **kwargs):
                 seen.decoded = latents
+                seen.reached.add("vae.decode")
                 raise _Reached
 
             stack.enter_context(_replaced(pipeline.vae, "decode", decode))
@@ -152,15 +154,12 @@ def observe(
         except Exception as error:
             error.add_note(f"while hf_motive called {type(pipeline).__name__}({', '.join(arguments)}) for one step")
             raise
-    if seen.initial is None:
+    doors = ("prepare_latents", "scheduler.set_timesteps", "scheduler.step", *(["vae.decode"] if precision else []))
+    missed = [door for door in doors if door not in seen.reached]
+    if missed:
         raise PipelineError(
-            pipeline, "the call never reached prepare_latents, so there is no place to put the noised clip."
-        )
-    if seen.step is None:
-        raise PipelineError(pipeline, "the call returned without calling scheduler.step: no prediction to train on.")
-    if until == "decode" and seen.decoded is None:
-        raise PipelineError(
-            pipeline, "the call returned without calling vae.decode: the latent map cannot be learned."
+            pipeline,
+            f"its call returned without calling {' or '.join(missed)}, where a step gives and takes what it needs.",
         )
     return seen
 
@@ -176,6 +175,7 @@ def _watched_prepare_latents(pipeline: Any, seen: Observation, inject: Callable[
         result = original(*args, **kwargs)
         latents = result[0] if isinstance(result, tuple) else result
         seen.initial = latents
+        seen.reached.add("prepare_latents")
         if inject is not None:
             latents = inject(latents)
         return (latents, *result[1:]) if isinstance(result, tuple) else latents
@@ -197,15 +197,17 @@ def _watch_scheduler(
     def set_timesteps(*args, **kwargs):
         original_set_timesteps(*args, **kwargs)
         slice_schedule(scheduler)
+        seen.reached.add("scheduler.set_timesteps")
 
     @functools.wraps(original_step)
     def step(*args, **kwargs):
-        if seen.step is not None:
+        if "scheduler.step" in seen.reached:
             raise PipelineError(
                 pipeline,
                 "it takes more than one step of a schedule that was cut to one timestep: its loop does not follow "
                 "scheduler.timesteps.",
             )
+        seen.reached.add("scheduler.step")
         seen.step = signature.bind(*args, **kwargs)
         seen.scheduler = unwatched_copy(scheduler)
         if precision is None:

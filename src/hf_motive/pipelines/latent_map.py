@@ -117,8 +117,8 @@ class LatentMap:
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """(C, T, h, w)"""
-        shape = self.decode.target_shape
-        return (shape[1], shape[0], *shape[2:]) if self.frame_wise else tuple(shape[1:])
+        first, second, height, width = self.decode.target_shape[-4:]
+        return (second, first, height, width) if self.frame_wise else (first, second, height, width)
 
     def to_vae(self, latents: Tensor) -> Tensor:
         """(C, T, h, w) -> the argument of `vae.decode`."""

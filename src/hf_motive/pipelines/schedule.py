@@ -168,16 +168,12 @@ def denoising_affine(
     probe = torch.full(sample.shape, PROBE, dtype=torch.float32, device=sample.device)
     zero = torch.zeros_like(probe)
 
-    def estimate(sample: Tensor, model_output: Tensor) -> Tensor | None:
-        found = _estimate(unwatched_copy(scheduler), step, sample, model_output)
-        return None if found is None else found.double()
-
-    first = estimate(probe, zero)
-    if first is None or not torch.isfinite(first).all():
-        a, b = _closed_form(pipeline, scheduler, kernel)
-        return torch.full_like(probe, a, dtype=torch.float64), torch.full_like(probe, b, dtype=torch.float64)
-    a, b = first / PROBE, estimate(zero, probe) / PROBE
-    mixed = estimate(0.75 * probe, -0.5 * probe) / PROBE
+    inputs = ((probe, zero), (zero, probe), (0.75 * probe, -0.5 * probe))
+    answers = [_estimate(unwatched_copy(scheduler), step, *pair) for pair in inputs]
+    a, b, mixed = (answer.double() / PROBE for answer in answers)
+    if not torch.isfinite(a).all():
+        a, b = (torch.full_like(a, weight) for weight in _closed_form(pipeline, scheduler, kernel))
+        return a, b
     off = (mixed - (0.75 * a - 0.5 * b)).abs().max()
     if not off <= 1e-4 * (a.abs().max() + b.abs().max()):
         raise PipelineError(
@@ -188,8 +184,11 @@ def denoising_affine(
     return a, b
 
 
-def _estimate(scheduler: Any, step: inspect.BoundArguments, sample: Tensor, model_output: Tensor) -> Tensor | None:
-    """The scheduler's estimate of the clip: `pred_original_sample`, or else where a step to zero noise arrives."""
+def _estimate(scheduler: Any, step: inspect.BoundArguments, sample: Tensor, model_output: Tensor) -> Tensor:
+    """The scheduler's estimate of the clip: `pred_original_sample`, or else where a step to zero noise arrives.
+
+    NaN where the scheduler shows neither.
+    """
     bound = inspect.BoundArguments(step.signature, step.arguments.copy())
     bound.arguments.update(sample=sample, model_output=model_output)
     if "return_dict" in step.signature.parameters:
@@ -204,7 +203,7 @@ def _estimate(scheduler: Any, step: inspect.BoundArguments, sample: Tensor, mode
     if getattr(output, "pred_original_sample", None) is not None:
         return output.pred_original_sample
     if not steps_to_clean:
-        return None
+        return torch.full_like(sample, torch.nan)
     return output[0] if isinstance(output, tuple) else output.prev_sample
 
 

@@ -70,6 +70,10 @@ class PipelineStep:
         PipelineError: The pipeline does not fit; the message names it and what did not hold.
     """
 
+    _schedule: Schedule
+    _map: LatentMap
+    _covered: Tensor  # bool, as prepare_latents returns: the elements that stand for the clip
+
     def __init__(
         self,
         pipeline: Any,
@@ -262,14 +266,9 @@ class PipelineStep:
             self.pipeline,
             arguments,
             denoisers=self.denoisers,
-            slice_schedule=lambda scheduler: self._slice(scheduler, position),
+            slice_schedule=lambda scheduler: self._schedule.slice(scheduler, position),
             **options,
         )
-
-    def _slice(self, scheduler: Any, position: int) -> None:
-        if self._schedule is None:
-            self._schedule = Schedule(self.pipeline, unwatched_copy(scheduler))
-        self._schedule.slice(scheduler, position)
 
     def _injection(self, latents: Tensor) -> Callable[[Tensor], Tensor]:
         """Replace what the decode map covers; what it does not (padding, conditioned frames) stays the pipeline's."""
@@ -323,9 +322,13 @@ class PipelineStep:
     @torch.no_grad()
     def _learn(self, example: Mapping[str, Any], check: bool) -> None:
         """Learn the schedule and the latent map, and check what `loss` will rely on."""
-        self._schedule: Schedule | None = None
         arguments = self._arguments("a video", example)
-        first = self._observe(arguments, 0)
+
+        def learn_schedule(scheduler: Any) -> None:
+            self._schedule = Schedule(self.pipeline, unwatched_copy(scheduler))
+            self._schedule.slice(scheduler, 0)
+
+        first = observe(self.pipeline, arguments, denoisers=self.denoisers, slice_schedule=learn_schedule)
         if first.model_output.shape != first.sample.shape:
             raise PipelineError(
                 self.pipeline,
@@ -346,7 +349,7 @@ class PipelineStep:
 
     def _send(self, arguments: dict[str, Any], latents: Tensor, first: Observation) -> Observation:
         """Send float32 latents through the pipeline to vae.decode; the denoiser repeats what it said before."""
-        return self._observe(arguments, 0, inject=lambda own: latents, replay=first.denoised, until="decode")
+        return self._observe(arguments, 0, inject=lambda own: latents, replay=first.outputs, until="decode")
 
     def _learn_map(self, arguments: dict[str, Any], first: Observation) -> None:
         shape, device = first.initial.shape, first.initial.device
