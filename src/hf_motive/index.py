@@ -297,14 +297,17 @@ class GradientIndex:
         for id, slot in zip(ids, slots, strict=True):
             if slot < 0 or self._position[slot] == _NO_FEATURE:
                 raise KeyError(f"{id!r} has no feature in {self.path}; its status is {self.status(id)!r}")
-        names = np.array([self._shard_of[s] for s in slots], dtype=object)
         positions = np.array([self._position[s] for s in slots], dtype=np.int64)
-        if ids and (names == names[0]).all() and (np.diff(positions) == 1).all():
-            return self._shards[names[0]].features()[positions[0] : positions[-1] + 1]
+        shards = {self._shard_of[s] for s in slots}
+        if len(shards) == 1:
+            stored = self._shards[shards.pop()].features()
+            if (np.diff(positions) == 1).all():
+                return stored[positions[0] : positions[-1] + 1]
+            return stored.index_select(0, torch.from_numpy(positions))
         out = torch.empty((len(ids), self.dim), dtype=torch.float32)
-        for name in dict.fromkeys(names):
-            chosen = np.flatnonzero(names == name)
-            out[chosen] = self._shards[name].features()[positions[chosen]]
+        for shard in shards:
+            chosen = np.flatnonzero([self._shard_of[s] == shard for s in slots])
+            out[chosen] = self._shards[shard].features()[positions[chosen]]
         return out
 
     def chunks(self, size: int = 4096, ids: Iterable[str] | None = None) -> Iterator[tuple[list[str], Tensor]]:

@@ -97,22 +97,28 @@ def cosine(features: Tensor | Iterable[Tensor], queries: Tensor) -> Tensor:
     width = queries.shape[1]
     right = _grid_units(queries, "query", 0).T  # (D, Q)
     chunks: Iterable[Tensor] = [features] if isinstance(features, Tensor) else features
-    parts, start = [], 0
+    # Grows by doubling: a list of small parts, kept between large temporaries, would fragment the heap to 1.5 GB at a
+    # million clips. Memory that is reserved and not yet written costs nothing.
+    scores = torch.empty((0, len(queries)), dtype=torch.float32, device=queries.device)
+    start = 0
     for chunk in chunks:
         if chunk.ndim != 2 or chunk.shape[1] != width:
             raise ValueError(
                 f"features must be (N, D) with the queries' D = {width}, got {tuple(chunk.shape)}: "
                 "project clips and queries with the same projection"
             )
-        part = torch.empty((len(chunk), len(queries)), dtype=torch.float32, device=queries.device)
+        end = start + len(chunk)
+        if end > len(scores):
+            grown = scores.new_empty((end if len(scores) == 0 else max(end, 2 * len(scores)), len(queries)))
+            grown[:start] = scores[:start]
+            scores = grown
         for begin, block in _blocks(chunk):
             left = _grid_units(block.to(queries.device), "clip", start + begin)
-            part[begin : begin + len(block)] = (left @ right).div_(_GRID**2)
-        parts.append(part)
-        start += len(chunk)
+            scores[start + begin : start + begin + len(block)] = (left @ right).div_(_GRID**2)
+        start = end
     if start == 0:
         raise ValueError("there are no clips to score: every row of the corpus was left out, or the corpus is empty")
-    scores = parts[0] if len(parts) == 1 else torch.cat(parts)
+    scores = scores if len(scores) == start else scores[:start].clone()
     return scores.clamp_(-1.0, 1.0)  # the grid may carry a unit vector's own square past 1 by 1e-8
 
 
