@@ -21,7 +21,6 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
-    KDPM2DiscreteScheduler,
     LCMScheduler,
     LMSDiscreteScheduler,
     ModelMixin,
@@ -703,7 +702,6 @@ SCHEDULERS = [
     (DPMSolverMultistepScheduler, {**VP, "algorithm_type": "sde-dpmsolver++"}),
     (DPMSolverMultistepScheduler, {**VP, "use_karras_sigmas": True}),
     (DEISMultistepScheduler, VP),
-    (KDPM2DiscreteScheduler, VP),
 ]
 
 
