@@ -340,6 +340,11 @@ def test_settings_are_json_and_know_the_weights():
         next(pipe.transformer.parameters()).view(-1)[0] += 1e-3
     changed = step.settings()
     assert {key for key in settings if settings[key] != changed[key]} == {"weights"}
+    components = settings["weights"]
+    assert {key for key in components if components[key] != changed["weights"][key]} == {"transformer"}
+    with torch.no_grad():
+        next(pipe.vae.parameters()).view(-1)[0] += 1e-3
+    assert step.settings()["weights"]["vae"] != components["vae"], "another VAE gives other features"
 
 
 def test_an_image_pipeline_asks_for_the_clip(made):

@@ -122,11 +122,16 @@ class MotiveAttributor:
         Raises:
             ClipError: `static`, when nothing moves: its mask would be 0/0.
         """
-        flow = self.estimator(pixels).flow
+        flow, confidence = self.estimator(pixels)
         if self.config.compensate_camera:
-            flow = motion.compensate_camera(flow)
+            flow = motion.compensate_camera(flow, confidence)
         magnitude = motion.magnitude(flow)
-        mask = motion.motion_mask(magnitude, reference=self.config.flow_reference)
+        reference = self.config.flow_reference
+        mask = motion.motion_mask(magnitude, reference=reference, confidence=confidence)
+        if not self.config.flow_confidence:
+            # Only whether anything moves was asked above, without the motion that an estimator invents in flat
+            # regions. The paper's mask is the plain magnitude's.
+            mask = motion.motion_mask(magnitude, reference=reference)
         return motion.latent_mask(mask, self.step.latent_shape[1:]), motion.mean_motion(magnitude)
 
     def feature(self, video: Any, caption: str | None, example: Mapping[str, Any] | None = None) -> ClipFeature:
@@ -352,6 +357,7 @@ def _provenance(step: PipelineStep) -> dict[str, Any]:
 
     packages = ("hf-motive", "torch", "diffusers", "transformers", "opencv-python-headless", "av")
     return {
+        "pipeline": step.pipeline.config.get("_name_or_path"),
         "device": str(next(iter(next(iter(step.denoisers.values())).parameters())).device),
         "threads": torch.get_num_threads(),
         **{package: version(package) for package in packages},

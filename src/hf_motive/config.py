@@ -54,7 +54,11 @@ class AttributionConfig:
         metadata={"help": "Flow from each frame to the next ('neighbour') or from the first frame ('first')."},
     )
     flow_preset: str = field(
-        default="medium", metadata={"help": "OpenCV DIS preset: 'ultrafast', 'fast' or 'medium'."}
+        default="medium", metadata={"help": "OpenCV DIS preset: 'ultrafast', 'fast' or 'medium' (see benchmarks/results/flow.md)."}
+    )
+    flow_confidence: bool = field(
+        default=False,
+        metadata={"help": "Multiply the motion by the estimator's confidence, where it has one (not in the paper)."},
     )
     compensate_camera: bool = field(
         default=False, metadata={"help": "Subtract the camera's motion from the flow before its magnitude is taken."}

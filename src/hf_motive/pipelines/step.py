@@ -96,7 +96,7 @@ class PipelineStep:
         if not self.denoisers:
             raise PipelineError(pipeline, f"it has no denoiser: none of the components {', '.join(DENOISERS)}.")
         self._parameters = inspect.signature(type(pipeline).__call__).parameters
-        self._digest: tuple[tuple, str] | None = None
+        self._digests: dict[str, tuple[tuple, str]] = {}
         self._learn(example or {"pixels": torch.zeros(num_frames, 3, height, width)}, check)
 
     # ------------------------------------------------------------------------------------------------- what is used
@@ -211,10 +211,9 @@ class PipelineStep:
         config = json.dumps(dict(scheduler.config), sort_keys=True, default=str)
         return {
             "pipeline": type(self.pipeline).__name__,
-            "name_or_path": self.pipeline.config.get("_name_or_path"),
             "scheduler": type(scheduler).__name__,
             "scheduler_config": hashlib.sha256(config.encode()).hexdigest()[:16],
-            "weights": self._weights_digest(),
+            "weights": self._weights(),
             "dtype": str(next(iter(self.denoisers.values())).dtype).removeprefix("torch."),
             "num_frames": self.num_frames,
             "height": self.height,
@@ -406,21 +405,22 @@ class PipelineStep:
                 "clip is not understood.",
             )
 
-    def _weights_digest(self) -> str:
-        """sha256 over names, dtypes and bytes of the denoisers' state; computed again when a parameter has changed."""
-        state = [
-            (f"{name}.{key}", tensor)
-            for name, denoiser in self.denoisers.items()
-            for key, tensor in denoiser.state_dict().items()
-        ]
-        version = tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in state)
-        if self._digest is None or self._digest[0] != version:
-            digest = hashlib.sha256()
-            for name, tensor in state:
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-            self._digest = version, digest.hexdigest()
-        return self._digest[1]
+    def _weights(self) -> dict[str, str]:
+        """Component -> sha256 over names, dtypes and bytes of its state; computed again where a tensor has changed.
+
+        All components count: another VAE or text encoder gives other features too.
+        """
+        modules = {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
+        for name, module in modules.items():
+            state = module.state_dict()
+            version = tuple((key, tensor.data_ptr(), tensor._version) for key, tensor in state.items())
+            if name not in self._digests or self._digests[name][0] != version:
+                digest = hashlib.sha256()
+                for key, tensor in state.items():
+                    digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                self._digests[name] = version, digest.hexdigest()[:16]
+        return {name: self._digests[name][1] for name in modules}
 
 
 def first_frame(pixels: Tensor) -> Any:
