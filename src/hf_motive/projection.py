@@ -279,7 +279,7 @@ class _Stage:
                 rows[:lead].zero_()
             if lead + size < len(rows):
                 rows[lead + size :].zero_()
-            piece.copy_(flat[done : done + size]).mul_(signs)
+            torch.mul(flat[done : done + size], signs, out=piece)
             self.waiting.append(_Waiting(self.filled, count, place.gaussians + first * n, place.sign))
             self.filled += count
             done += size
