@@ -25,3 +25,9 @@ def processes() -> PartialState:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return PartialState(cpu=cpu, timeout=timedelta(days=14))
     return PartialState(cpu=cpu)
+
+
+def threads_of_a_process() -> int:
+    """How many of this machine's cores, at least one, fall to each of the processes that Accelerate launched on it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
