@@ -18,7 +18,18 @@ from tests.clips import write_corpus
 from tests.families import wan
 
 ROOT = Path(__file__).parents[1]
-SIZE = ["--threads", 1, "--num_frames", wan.NUM_FRAMES, "--height", wan.HEIGHT, "--width", wan.WIDTH, "--projection_dim", 64]
+SIZE = [
+    "--threads",
+    1,
+    "--num_frames",
+    wan.NUM_FRAMES,
+    "--height",
+    wan.HEIGHT,
+    "--width",
+    wan.WIDTH,
+    "--projection_dim",
+    64,
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """MotiveAttributor: the few lines a user writes. Clips to features, features and queries to influence.
 
-The path of one clip, top to bottom (arXiv 2601.08828, section 3):
+The path of one clip, top to bottom (arXiv 2601.08828):
 
     video  -> pixels            video.load_clip         one length, rate and size for all
     pixels -> mask              motion                  how much moves where, on the latent grid

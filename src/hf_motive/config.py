@@ -54,7 +54,8 @@ class AttributionConfig:
         metadata={"help": "Flow from each frame to the next ('neighbour') or from the first frame ('first')."},
     )
     flow_preset: str = field(
-        default="medium", metadata={"help": "OpenCV DIS preset: 'ultrafast', 'fast' or 'medium' (see benchmarks/results/flow.md)."}
+        default="medium",
+        metadata={"help": "OpenCV DIS preset: 'ultrafast', 'fast' or 'medium' (see benchmarks/results/flow.md)."},
     )
     flow_confidence: bool = field(
         default=False,

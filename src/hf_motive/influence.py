@@ -52,7 +52,7 @@ class Influence:
 def influence(
     features: Tensor | Iterable[Tensor], queries: Tensor, *, fraction: float = 0.1, percentile: float | None = None
 ) -> Influence:
-    """Score, vote and rank N clips for Q queries (arXiv 2601.08828, section 3.5).
+    """Score, vote and rank N clips for Q queries (arXiv 2601.08828).
 
     Args:
         features: (N, D) clip features, or an iterable of (n, D) chunks, e.g. `(f for _, f in index.chunks())`.
@@ -80,7 +80,7 @@ def influence(
 
 
 def cosine(features: Tensor | Iterable[Tensor], queries: Tensor) -> Tensor:
-    """Cosine of every clip with every query: (N, Q) float32 in [-1, 1] (arXiv 2601.08828, Eq. of influence).
+    """Cosine of every clip with every query: (N, Q) float32 in [-1, 1] (arXiv 2601.08828).
 
     Both sides are normalised here, in float64; features that are unit vectors already lose nothing by it.
 
@@ -140,7 +140,7 @@ def cutoffs(scores: Tensor, percentile: float = 90.0) -> Tensor:
 
 
 def votes(scores: Tensor, levels: Tensor) -> Tensor:
-    """For how many queries each clip is above the cut-off: (N,) int64 in [0, Q] (arXiv 2601.08828, section 3.5).
+    """For how many queries each clip is above the cut-off: (N,) int64 in [0, Q] (arXiv 2601.08828).
 
     Above is strict: where many clips tie at the cut-off, none of them has the vote.
 

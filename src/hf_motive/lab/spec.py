@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-# The ten categories of arXiv 2601.08828, section 5.1, each with the words that stand for it in a caption.
+# The ten categories of arXiv 2601.08828, each with the words that stand for it in a caption.
 MOTIONS: dict[str, str] = {
     "compress": "is squeezed flat",
     "bounce": "bounces up and down",

@@ -30,7 +30,7 @@ class DISFlow:
 
     Args:
         preset: "ultrafast", "fast" or "medium": slower is finer (benchmarks/results/flow.md).
-        reference: "neighbour" for the flow from each frame to the next (the text of arXiv 2601.08828, section 3.3);
+        reference: "neighbour" for the flow from each frame to the next (the text of arXiv 2601.08828);
             "first" for the flow from the first frame to each other one (what its tracker gives natively). A flow from
             the first frame starts its search at the one before: DIS alone loses what has moved far.
         min_side: Frames whose shorter side is less are enlarged to it before the search, and the flow is scaled back.

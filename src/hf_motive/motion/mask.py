@@ -1,4 +1,4 @@
-"""From flow to the weight of each latent location (arXiv 2601.08828, section 3.3)."""
+"""From flow to the weight of each latent location (arXiv 2601.08828)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def motion_mask(
 ) -> Tensor:
     """Magnitude to a mask, min–max normalised over all frames and pixels of the clip.
 
-    W = (M − min M) / (max M − min M + ζ), ζ = 1e-6 (arXiv 2601.08828, section 3.3).
+    W = (M − min M) / (max M − min M + ζ), ζ = 1e-6 (arXiv 2601.08828).
 
     There is one field less than there are frames. Between neighbours, frame f is weighted by the flow that leaves it,
     whose pixels are its own; the last frame repeats the field of the one before. From the first frame, frame f is
@@ -101,7 +101,7 @@ def latent_mask(
     frame, and each later one takes the mean of its group of (F - 1) / (T - 1) frames. Otherwise each latent frame
     takes the mean of F / T frames. The paper leaves this open.
 
-    Space: bilinear, as in the paper (arXiv 2601.08828, section 3.3). Bilinear reads the four pixels around the centre
+    Space: bilinear, as in the paper (arXiv 2601.08828). Bilinear reads the four pixels around the centre
     of a latent cell and no others: of 8 × 8 pixels it sees 2 × 2, so an object of a few pixels can fall between.
     `antialias=True` weighs in all pixels of the cell.
 
