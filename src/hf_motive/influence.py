@@ -1,9 +1,9 @@
-"""From features to ranked clips: cosine, votes, mean influence, rank (arXiv 2601.08828, sections 3.4 and 3.5).
+"""From features to ranked clips: cosine, votes, mean influence, rank (arXiv 2601.08828).
 
 Plain tensors in, plain tensors out: nothing here knows a model, a clip or an index.
 
 The law of this module: **a result is the same bit for bit whatever the chunk size, the order of the clips or queries,
-the number of threads, the BLAS or the device.** Floating-point sums depend on their order; these do not, because they
+the number of threads or the BLAS.** Floating-point sums depend on their order; these do not, because they
 are exact: unit vectors are rounded to multiples of 2⁻²⁶ and held as whole numbers, so that every product and, by
 Cauchy–Schwarz, every partial sum of a dot product is an integer below 2⁵³, which float64 holds. The rounding moves an
 entry by at most 2⁻²⁷ ≈ 7.5e-9 and a cosine by about 1e-8: less than the float32 of a score can show near 1.
