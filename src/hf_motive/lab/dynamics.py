@@ -3,7 +3,7 @@
 Unit of length: the pixel of a 64 × 64 clip (scaled to the spec's size at the end), of time: the frame, 1/16 s. The
 image's x goes right and y goes down. Rigid motions under gravity, contact and friction are stepped by pymunk;
 deforming, floating, rolling without slipping and spinning have closed forms. Speeds keep the displacement between
-neighbouring frames near or below 0.4 of the object's radius, within what optical flow can follow.
+neighbouring frames near or below 0.4 of the object's radius, and below half of it: what optical flow can follow.
 """
 
 from __future__ import annotations

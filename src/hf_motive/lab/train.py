@@ -1,15 +1,16 @@
 """Train the lab's Wan pipeline on simulated clips: `python -m hf_motive.lab.train --out DIR`.
 
-Four stages, each of which resumes where it was stopped (`kill -9` included):
+Five stages, each of which resumes where it was stopped (`kill -9` included):
 
     clips        simulate and draw the training clips                  DIR/work/clips/*.npy
     vae          fit the VAE to them                                   DIR/work/vae.pt
     latents      encode the clips, measure the latents' mean and spread DIR/work/latents/*.pt
     transformer  flow matching on the latents, captions dropped at times DIR/work/transformer.pt
+    decoder      fit the VAE's decoder further; the latents stay what they are   DIR/work/decoder.pt
 
 after which DIR/pipeline holds what `WanPipeline.from_pretrained` loads. What a step sees follows from the seed and the
-step's number alone, so a resumed run goes the way of an uninterrupted one. Weights are averaged exponentially and the
-learning rate is constant after its warm-up: the longer, the better, and stopping at any time gives a usable pipeline.
+step's number alone, so a resumed run goes the way of an uninterrupted one. Weights are averaged exponentially: stopping
+at any time gives a usable pipeline; the longer, the better.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from .spec import MODEL_FRAMES, ClipSpec, balanced_specs
 
 _CHUNK = 100  # clips a file
 _KEYS = 24  # text tokens that training keeps: longer than any caption of the lab
-STAGES = ("clips", "vae", "latents", "transformer")
+STAGES = ("clips", "vae", "latents", "transformer", "decoder")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
     if "clips" in args.stages:
-        make_clips(_chunks(args), args.seed, args.workers)
+        make_clips(_chunks(args), args.seed, min(args.clips, _CHUNK), args.workers)
     if args.processes == 1:
         _train(0, args)
     else:
@@ -74,6 +75,10 @@ def _train(rank: int, args: Any, meeting: str | None = None) -> None:
             dist.barrier()
     if "transformer" in args.stages:
         train_transformer(pipe, chunks, work, args)
+    if "decoder" in args.stages:
+        train_decoder(pipe.vae, chunks, work, args)
+    elif (work / "decoder.pt").exists():
+        _decoder(pipe.vae).load_state_dict(_load(work / "decoder.pt")["average"])
     if meeting is not None:
         dist.destroy_process_group()
     if rank:
@@ -102,11 +107,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="CPU processes that train on a share of each batch")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: torch's own choice")
     parser.add_argument("--vae-steps", type=int, default=4000, help="steps of the VAE")
-    parser.add_argument("--vae-batch", type=int, default=8, help="crops a step of the VAE")
+    parser.add_argument("--decoder-steps", type=int, default=2000, help="further steps of the VAE's decoder")
+    parser.add_argument("--vae-batch", type=int, default=16, help="crops a step of the VAE")
     parser.add_argument("--vae-lr", type=float, default=1e-3, help="learning rate of the VAE")
     parser.add_argument("--steps", type=int, default=20000, help="steps of the transformer")
     parser.add_argument("--batch", type=int, default=32, help="clips a step of the transformer")
     parser.add_argument("--lr", type=float, default=1.5e-3, help="learning rate of the transformer")
+    parser.add_argument("--decay", type=int, default=0, help="let the learning rate fall to zero over the last steps")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop each training stage after so long")
     parser.add_argument("--save-minutes", type=float, default=3.0, help="save a checkpoint every so often")
     parser.add_argument("--compile", action="store_true", help="torch.compile the transformer (needs a C++ compiler)")
@@ -116,25 +123,27 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 # ------------------------------------------------------------------------------------------------------ training clips
 
 
-def training_specs(chunk: int, seed: int) -> list[ClipSpec]:
+def training_specs(chunk: int, seed: int, clips: int = _CHUNK) -> list[ClipSpec]:
     """The specs of one file of clips: balanced within the file."""
-    return balanced_specs(_CHUNK, seed + chunk, static=0.04, moving_camera=0.15, num_frames=MODEL_FRAMES)
+    return balanced_specs(clips, seed + chunk, static=0.04, moving_camera=0.15, num_frames=MODEL_FRAMES)
 
 
-def make_clips(paths: Sequence[Path], seed: int, workers: int) -> None:
-    """Draw what is missing, each file (100, F, H, W, 3) uint8; a file appears when it is complete."""
-    missing = [(path, int(path.stem), seed) for path in paths if not path.exists()]
+def make_clips(paths: Sequence[Path], seed: int, clips: int, workers: int) -> None:
+    """Draw what is missing, each file (clips, F, H, W, 3) uint8; a file appears when it is complete."""
+    missing = [(path, int(path.stem), seed, clips) for path in paths if not path.exists()]
+    if not missing:
+        return
     for path in paths[:1]:
         path.parent.mkdir(parents=True, exist_ok=True)
-    with get_context("spawn").Pool(min(workers, max(len(missing), 1))) as pool:
+    with get_context("spawn").Pool(min(workers, len(missing))) as pool:
         for done, _ in enumerate(pool.imap_unordered(_make_chunk, missing), start=1):
-            print(f"clips: {done * _CHUNK}/{len(missing) * _CHUNK}", flush=True)
+            print(f"clips: {done * clips}/{len(missing) * clips}", flush=True)
 
 
-def _make_chunk(job: tuple[Path, int, int]) -> None:
-    path, chunk, seed = job
+def _make_chunk(job: tuple[Path, int, int, int]) -> None:
+    path, chunk, seed, count = job
     torch.set_num_threads(1)
-    clips = [((render_clip(spec).frames + 1) * 127.5).round().byte() for spec in training_specs(chunk, seed)]
+    clips = [((render_clip(spec).frames + 1) * 127.5).round().byte() for spec in training_specs(chunk, seed, count)]
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         np.save(file, torch.stack(clips).permute(0, 1, 3, 4, 2).numpy())
@@ -162,14 +171,19 @@ class _Run:
             print(f"{path.stem}: resumed at step {self.step}", flush=True)
 
     def steps(self, total: int, lr: float, warmup: int = 100) -> Iterator[int]:
-        """The steps still to do; after each, the optimisers have stepped on what the body's backward left."""
+        """The steps still to do; after each, the optimisers have stepped on what the body's backward left.
+
+        The learning rate rises over the first `warmup` steps and falls to zero over the last `args.decay` ones.
+        """
         start = saved = time.monotonic()
         begin, stop = self.step, False
         while self.step < total and not stop:
             for optimizer in self.optimizers:
                 optimizer.zero_grad(set_to_none=True)
                 for group in optimizer.param_groups:
-                    group["lr"] = lr * min(1.0, (self.step + 1) / warmup)
+                    group["lr"] = lr * min(
+                        1.0, (self.step + 1) / warmup, (total - self.step) / max(self.args.decay, 1)
+                    )
             yield self.step
             stop = self._share(time.monotonic() - start > self.args.minutes * 60)
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -246,7 +260,7 @@ def _read(paths: Sequence[Path]) -> list[np.ndarray]:
 
 
 def train_vae(vae: nn.Module, paths: Sequence[Path], state: Path, args: Any) -> None:
-    """Reconstruct crops of 9 frames: absolute and squared error, edges, and a trace of KL divergence."""
+    """Reconstruct crops of whole clips: absolute and squared error, edges, and a trace of KL divergence."""
     vae.to(args.device).train()
     run = _Run(vae, [torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.98), weight_decay=0.01)], state, args)
     clips = _read(paths)
@@ -257,20 +271,54 @@ def train_vae(vae: nn.Module, paths: Sequence[Path], state: Path, args: Any) -> 
         side, count = (64, max(count // 4, 1)) if step % 4 == 3 else (32, count)
         batch = []
         for _ in range(count):
-            clip = clips[rng.integers(len(clips))][rng.integers(_CHUNK)]
-            f, y, x = (rng.integers(n) for n in (MODEL_FRAMES - 8, clip.shape[1] - side + 1, clip.shape[2] - side + 1))
-            batch.append(clip[f : f + 9, y : y + side, x : x + side])
+            chunk = clips[rng.integers(len(clips))]
+            clip = chunk[rng.integers(len(chunk))]
+            y, x = (rng.integers(n - side + 1) for n in clip.shape[1:3])
+            batch.append(clip[:, y : y + side, x : x + side])
         pixels = torch.from_numpy(np.stack(batch)).to(args.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        noise = torch.from_numpy(rng.standard_normal((count, vae.config.z_dim, 3, side // 4, side // 4), np.float32))
+        grid = (MODEL_FRAMES // 4 + 1, side // 4, side // 4)
+        noise = torch.from_numpy(rng.standard_normal((count, vae.config.z_dim, *grid), np.float32))
         with _autocast(args.device):
             mean, log_variance = encode_whole(vae, pixels)
             latents = mean.float() + (0.5 * log_variance.float()).exp() * noise.to(args.device)
             error = decode_whole(vae, latents).float() - pixels
-        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean() + error.diff(dim=2).abs().mean()
         kl = 0.5 * (mean.float() ** 2 + log_variance.float().exp() - 1 - log_variance.float()).mean()
-        loss = error.abs().mean() + error.square().mean() + 0.5 * edges + 1e-4 * kl
+        loss = _reconstruction(error) + 1e-4 * kl
         loss.backward()
         run.report(loss=loss.item(), psnr=10 * math.log10(4 / error.detach().square().mean().item()), kl=kl.item())
+    vae.eval()
+
+
+def _reconstruction(error: Tensor) -> Tensor:
+    """Absolute and squared error of the pixels, and absolute error of their differences in space and time."""
+    edges = sum(error.diff(dim=dim).abs().mean() for dim in (2, 3, 4))
+    return error.abs().mean() + error.square().mean() + 0.5 * edges
+
+
+def _decoder(vae: nn.Module) -> nn.Module:
+    return nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+
+
+def train_decoder(vae: nn.Module, paths: Sequence[Path], work: Path, args: Any) -> None:
+    """Decode encoded clips, with a little noise on them as on those that the transformer makes."""
+    vae.to(args.device)
+    model = _decoder(vae).train()
+    run = _Run(model, [torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98))], work / "decoder.pt", args)
+    clips = _read(paths)
+    latents = [_load(work / "latents" / f"{path.stem}.pt") for path in paths]
+    count = max(args.vae_batch // 4 // args.processes, 1)
+    for step in run.steps(args.decoder_steps, args.vae_lr):
+        rng = np.random.default_rng([args.seed, 2, step, _rank()])
+        rows = [(chunk, rng.integers(len(clips[chunk]))) for chunk in rng.integers(len(clips), size=count)]
+        pixels = torch.from_numpy(np.stack([clips[chunk][row] for chunk, row in rows])).to(args.device)
+        pixels = pixels.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        x = torch.stack([latents[chunk][row] for chunk, row in rows]).float()
+        x = x + 0.05 * torch.from_numpy(rng.standard_normal(x.shape, np.float32))
+        with _autocast(args.device):
+            error = decode_whole(vae, x.to(args.device)).float() - pixels
+        loss = _reconstruction(error)
+        loss.backward()
+        run.report(loss=loss.item(), psnr=10 * math.log10(4 / error.detach().square().mean().item()))
     vae.eval()
 
 
@@ -286,7 +334,9 @@ def encode_clips(pipe: Any, paths: Sequence[Path], folder: Path, args: Any) -> N
         (clips,) = _read([path])
         latents = []
         for i in range(0, len(clips), 10):
-            pixels = torch.from_numpy(clips[i : i + 10]).to(args.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+            pixels = (
+                torch.from_numpy(clips[i : i + 10].copy()).to(args.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+            )
             with _autocast(args.device):
                 latents.append(encode_whole(vae, pixels)[0].half().cpu())
         partial = target.with_suffix(".partial")
@@ -334,7 +384,8 @@ def train_transformer(pipe: Any, paths: Sequence[Path], work: Path, args: Any) -
     )
     latents = torch.cat([_load(work / "latents" / f"{path.stem}.pt") for path in paths])
     latents = ((latents.float() - mean) / std).to(torch.bfloat16)
-    captions = [spec.caption for path in paths for spec in training_specs(int(path.stem), args.seed)]
+    count = min(args.clips, _CHUNK)
+    captions = [spec.caption for path in paths for spec in training_specs(int(path.stem), args.seed, count)]
     embeds, lengths = _embed(pipe, [*captions, ""])  # the last one: no caption
     shift = pipe.scheduler.config.flow_shift
 
@@ -360,7 +411,7 @@ def train_transformer(pipe: Any, paths: Sequence[Path], work: Path, args: Any) -
         u = (torch.rand(batch, generator=rng) + torch.arange(batch)) / batch  # stratified
         sigma = shift * u / (1 + (shift - 1) * u)
         rows = torch.where(torch.rand(batch, generator=rng) < 0.1, len(captions), rows)
-        processor.bias = _padding_bias(lengths[rows], min(1.0, step / 1000)).to(device)
+        processor.bias = _padding_bias(lengths[rows], min(1.0, step / 900)).to(device)
         x0, noise, sigma = x0.to(device), noise.to(device), sigma.to(device)
         blend = sigma.view(-1, 1, 1, 1, 1)
         with _autocast(device):
