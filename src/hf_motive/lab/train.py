@@ -9,8 +9,8 @@ Five stages, each of which resumes where it was stopped (`kill -9` included):
     decoder      fit the VAE's decoder further; the latents stay what they are   DIR/work/decoder.pt
 
 after which DIR/pipeline holds what `WanPipeline.from_pretrained` loads. What a step sees follows from the seed and the
-step's number alone, so a resumed run goes the way of an uninterrupted one. Weights are averaged exponentially: stopping
-at any time gives a usable pipeline; the longer, the better.
+step's number alone, so a resumed run goes the way of an uninterrupted one. Weights are averaged exponentially, so that
+stopping at any time gives a usable pipeline; the longer, the better.
 """
 
 from __future__ import annotations
