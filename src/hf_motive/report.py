@@ -73,10 +73,16 @@ def _table(console, title: str, *columns: str):
     from rich.table import Table
 
     console.print(f"\n{title}", style="bold", highlight=False, soft_wrap=True)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand="caption" in columns)
     for column in columns:
         right = column in ("rank", "influence", "votes", "clips", "share", "by chance")
-        table.add_column(column, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
+        table.add_column(
+            column,
+            justify="right" if right else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            ratio=1 if column == "caption" else None,  # takes what width is left, and is cut where there is too little
+        )
     return table
 
 
