@@ -166,6 +166,16 @@ def test_a_different_seed_refuses_to_mix(attributor, corpus, queries, tmp_path):
         other.index(corpus, tmp_path / "index", progress=False)
 
 
+def test_a_moved_pipeline_is_the_same(attributor, corpus, tmp_path):
+    """The weights count, not the folder that they lie in; which may be given as a Path."""
+    attributor.index(corpus.select([0]), tmp_path / "index", progress=False)
+    attributor.step.pipeline.save_pretrained(tmp_path / "moved")
+    moved = type(attributor.step.pipeline).from_pretrained(tmp_path / "moved")
+    index = MotiveAttributor(moved, **SMALL).index(corpus.select([0, 1]), tmp_path / "index", progress=False)
+    assert index.counts() == {"ok": 2}
+    assert str(tmp_path / "moved") in [provenance["pipeline"] for provenance in index.provenances]
+
+
 def test_other_weights_refuse_to_mix(attributor, corpus, tmp_path):
     attributor.index(corpus.select([0]), tmp_path / "index", progress=False)
     pipe = wan.build()
