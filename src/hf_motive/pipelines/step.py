@@ -208,7 +208,9 @@ class PipelineStep:
     def settings(self) -> dict[str, Any]:
         """What a feature depends on, as JSON values: features of other settings cannot be compared with it."""
         scheduler = self.pipeline.scheduler
-        config = json.dumps(dict(scheduler.config), sort_keys=True, default=str)
+        # What diffusers keeps for itself (its version, which values were defaults) changes by saving and loading.
+        config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+        config = json.dumps(config, sort_keys=True, default=str)
         return {
             "pipeline": type(self.pipeline).__name__,
             "scheduler": type(scheduler).__name__,
