@@ -283,7 +283,7 @@ def test_generated_clips_move_as_their_captions_say(pipeline):
 
     specs = [spec_of(motion, shape="ball", num_frames=MODEL_FRAMES) for motion in ("roll", "free_fall", "rest")]
     rolling, falling, resting = (
-        DISFlow()(clip).flow for clip in generate(pipeline, specs, steps=10, guidance=4.0, seed=1)
+        DISFlow()(clip).flow for clip in generate(pipeline, specs, steps=10, guidance=3.0, seed=1)
     )
     moved = [flow.norm(dim=1).mean() for flow in (rolling, falling, resting)]
     assert moved[0] > 2 * moved[2] and moved[1] > 2 * moved[2]
@@ -293,7 +293,7 @@ def test_generated_clips_move_as_their_captions_say(pipeline):
 
 # ----------------------------------------------------------------------------------------------------------- training
 
-SMALL = ["--clips", "6", "--vae-clips", "6", "--vae-steps", "2", "--vae-batch", "1", "--batch", "2", "--workers", "1"]
+SMALL = "--clips 6 --vae-clips 6 --vae-steps 2 --decoder-steps 1 --vae-batch 1 --batch 2 --workers 1".split()
 
 
 def weights(out: Path, stage: str) -> dict[str, torch.Tensor]:
@@ -327,7 +327,7 @@ def test_training_resumes_after_a_kill_where_it_was(tmp_path):
     steps = str(max(done, 4))
     train(["--out", str(through), "--steps", steps, *SMALL, "--threads", "1"])
     train(["--out", str(killed), "--steps", steps, *SMALL, "--threads", "1"])
-    for stage in ("vae", "transformer"):
+    for stage in ("vae", "transformer", "decoder"):
         ours, theirs = weights(killed, stage), weights(through, stage)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 

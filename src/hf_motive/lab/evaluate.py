@@ -156,7 +156,7 @@ def evaluation_specs(per_motion: int, seed: int) -> list[ClipSpec]:
 
 
 def evaluate_pipeline(
-    pipe: Any, *, per_motion: int = 4, steps: int = 20, guidance: float = 6.0, seed: int = 0, simulated: int = 330
+    pipe: Any, *, per_motion: int = 4, steps: int = 20, guidance: float = 3.0, seed: int = 0, simulated: int = 330
 ) -> Evaluation:
     """Generate `per_motion` clips of each motion and look at them with the classifier."""
     features, labels, _ = simulated_features(pipe.vae, simulated, 900_001)
@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("pipeline", help="folder of the pipeline")
     parser.add_argument("--per-motion", type=int, default=4, help="clips of each motion")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps")
-    parser.add_argument("--guidance", type=float, default=6.0, help="guidance scale")
+    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale")
     parser.add_argument("--seed", type=int, default=0, help="of the initial noise and the objects")
     parser.add_argument("--sheet", help="write the generated clips as filmstrips to this PNG file")
     args = parser.parse_args(arguments)
