@@ -293,7 +293,22 @@ def test_generated_clips_move_as_their_captions_say(pipeline):
 
 # ----------------------------------------------------------------------------------------------------------- training
 
-SMALL = "--clips 6 --vae-clips 6 --vae-steps 2 --decoder-steps 1 --vae-batch 1 --batch 2 --workers 1".split()
+SMALL = [
+    "--clips",
+    "6",
+    "--vae-clips",
+    "6",
+    "--vae-steps",
+    "2",
+    "--decoder-steps",
+    "1",
+    "--vae-batch",
+    "1",
+    "--batch",
+    "2",
+    "--workers",
+    "1",
+]
 
 
 def weights(out: Path, stage: str) -> dict[str, torch.Tensor]:
