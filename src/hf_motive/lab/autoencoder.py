@@ -10,15 +10,16 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 LATENT_CHANNELS = 8
 SPATIAL, TEMPORAL = 4, 4  # compression
 
 
-def build_vae() -> nn.Module:
+def build_vae() -> Any:
     """A small causal `AutoencoderKLWan`: clips (B, 3, 4k+1, H, W) to latents (B, 8, k+1, H/4, W/4)."""
     from diffusers import AutoencoderKLWan
 
@@ -35,25 +36,25 @@ def build_vae() -> nn.Module:
     )
 
 
-def encode_whole(vae: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def encode_whole(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels (B, 3, F, H, W) in [-1, 1] to the posterior's mean and log variance, (B, C, T, h, w) each."""
     with _whole(vae.encoder):
         mean, log_variance = vae.quant_conv(vae.encoder(pixels)).chunk(2, dim=1)
     return mean, log_variance.clamp(-30, 20)
 
 
-def decode_whole(vae: nn.Module, latents: Tensor) -> Tensor:
+def decode_whole(vae: Any, latents: Tensor) -> Tensor:
     """Raw latents (B, C, T, h, w) to pixels (B, 3, F, H, W), not clamped."""
     with _whole(vae.decoder):
         return vae.decoder(vae.post_quant_conv(latents))
 
 
 @contextmanager
-def _whole(module: nn.Module) -> Iterator[None]:
+def _whole(module: Any) -> Iterator[None]:
     """Let the resampling layers work on a whole clip: without a cache, the library's own skip their time axis."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample
 
-    layers = [layer for layer in module.modules() if isinstance(layer, WanResample)]
+    layers: list[Any] = [layer for layer in module.modules() if isinstance(layer, WanResample)]
     for layer in layers:
         layer.forward = types.MethodType(_resample_whole, layer)
     try:
@@ -63,7 +64,7 @@ def _whole(module: nn.Module) -> Iterator[None]:
             del layer.forward
 
 
-def _resample_whole(self: nn.Module, x: Tensor, feat_cache: None = None, feat_idx: None = None) -> Tensor:
+def _resample_whole(self: Any, x: Tensor, feat_cache: None = None, feat_idx: None = None) -> Tensor:
     """The first frame has no past: it is resampled in space alone. The others go in pairs."""
     if self.mode == "upsample3d" and x.shape[2] > 1:
         later = self.time_conv(x[:, :, 1:]).unflatten(1, (2, -1))  # (B, 2, C, T-1, h, w)

@@ -102,7 +102,7 @@ class MotionClassifier:
         return self.model(self._scale(features)).argmax(-1)
 
 
-def simulated_features(vae: torch.nn.Module, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def simulated_features(vae: Any, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Features, classes and mean motion (pixels per frame) of simulated clips under a still camera, as a VAE shows
     them."""
     specs = balanced_specs(count, seed, static=1 / len(CLASSES), moving_camera=0, num_frames=MODEL_FRAMES)
@@ -112,7 +112,7 @@ def simulated_features(vae: torch.nn.Module, count: int, seed: int) -> tuple[Ten
 
 
 @torch.no_grad()
-def _through(vae: torch.nn.Module, frames: Tensor) -> Tensor:
+def _through(vae: Any, frames: Tensor) -> Tensor:
     """Encode and decode a clip (F, 3, H, W)."""
     with torch.autocast("cpu", torch.bfloat16):
         decoded = decode_whole(vae, encode_whole(vae, frames.transpose(0, 1)[None])[0])

@@ -6,7 +6,7 @@ import string
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .autoencoder import LATENT_CHANNELS, build_vae
 from .spec import BACKGROUNDS, CAMERAS, COLORS, MODEL_FRAMES, MOTIONS, SHAPES, SIZE, ClipSpec
@@ -35,7 +35,7 @@ def build_tokenizer() -> Any:
     return T5Tokenizer(vocab=pieces, extra_ids=0, additional_special_tokens=[], model_max_length=TEXT_LENGTH)
 
 
-def build_text_encoder(vocabulary: int, seed: int) -> nn.Module:
+def build_text_encoder(vocabulary: int, seed: int) -> Any:
     """A UMT5 encoder of one layer, random and frozen: what it has to do is to keep words apart."""
     from transformers import UMT5Config, UMT5EncoderModel
 
@@ -55,7 +55,7 @@ def build_text_encoder(vocabulary: int, seed: int) -> nn.Module:
     return encoder.eval().requires_grad_(False)
 
 
-def build_transformer() -> nn.Module:
+def build_transformer() -> Any:
     """A `WanTransformer3DModel` of 3.9 M parameters; latents (B, 8, 5, 16, 16) are 320 tokens to it."""
     from diffusers import WanTransformer3DModel
 
@@ -107,7 +107,7 @@ class TextPadding:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,

@@ -81,13 +81,14 @@ def _pose(body: Body, scene: Scene, t: int) -> tuple[np.ndarray, np.ndarray]:
 def _box(body: Body, scene: Scene, t: int, size: int, samples: int) -> tuple[slice, slice]:
     """The samples that the body can touch."""
     matrix, centre = _pose(body, scene, t)
-    reach = body.shape.reach
-    low, high = body.sector
-    if high - low < np.pi / 2:
+    radius = body.shape.reach
+    first, last = body.sector
+    if last - first < np.pi / 2:
         # A narrow wedge lies in a circle about its own middle.
-        reach *= 0.58
-        centre = centre + matrix @ (reach * np.array([np.cos((low + high) / 2), np.sin((low + high) / 2)]))
-    reach = np.linalg.norm(matrix) * reach + 1.5  # Frobenius: at least the largest stretch
+        radius *= 0.58
+        middle = (first + last) / 2
+        centre = centre + matrix @ (radius * np.array([np.cos(middle), np.sin(middle)]))
+    reach = float(np.linalg.norm(matrix)) * radius + 1.5  # Frobenius: at least the largest stretch
     low = np.clip(np.floor((centre - reach) * samples), 0, size * samples).astype(int)
     high = np.clip(np.ceil((centre + reach) * samples), 0, size * samples).astype(int)
     return slice(low[1], high[1]), slice(low[0], high[0])

@@ -142,8 +142,8 @@ def balanced_specs(
         ]
     rng.shuffle(specs)
     return [
-        ClipSpec(*map(str, labels), seed=seed * 2**20 + i, num_frames=num_frames, size=size)
-        for i, labels in enumerate(specs)
+        ClipSpec(motion, shape, color, background, camera, seed * 2**20 + i, num_frames, size)
+        for i, (motion, shape, color, background, camera) in enumerate(specs)
     ]
 
 

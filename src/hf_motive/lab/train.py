@@ -259,7 +259,7 @@ def _read(paths: Sequence[Path]) -> list[np.ndarray]:
 # ------------------------------------------------------------------------------------------------------------ the VAE
 
 
-def train_vae(vae: nn.Module, paths: Sequence[Path], state: Path, args: Any) -> None:
+def train_vae(vae: Any, paths: Sequence[Path], state: Path, args: Any) -> None:
     """Reconstruct crops of whole clips: absolute and squared error, edges, and a trace of KL divergence."""
     vae.to(args.device).train()
     run = _Run(vae, [torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.98), weight_decay=0.01)], state, args)
@@ -295,11 +295,11 @@ def _reconstruction(error: Tensor) -> Tensor:
     return error.abs().mean() + error.square().mean() + 0.5 * edges
 
 
-def _decoder(vae: nn.Module) -> nn.Module:
+def _decoder(vae: Any) -> nn.Module:
     return nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
 
 
-def train_decoder(vae: nn.Module, paths: Sequence[Path], work: Path, args: Any) -> None:
+def train_decoder(vae: Any, paths: Sequence[Path], work: Path, args: Any) -> None:
     """Decode encoded clips, with a little noise on them as on those that the transformer makes."""
     vae.to(args.device)
     model = _decoder(vae).train()
@@ -345,7 +345,7 @@ def encode_clips(pipe: Any, paths: Sequence[Path], folder: Path, args: Any) -> N
         print(f"latents: {target.stem}", flush=True)
 
 
-def _set_statistics(vae: nn.Module, folder: Path) -> None:
+def _set_statistics(vae: Any, folder: Path) -> None:
     """Write the mean and spread of the first encoded clips, by channel, into the VAE's configuration."""
     sample = torch.cat([_load(path) for path in sorted(folder.glob("*.pt"))[:8]]).double()
     std, mean = torch.std_mean(sample, (0, 2, 3, 4))
