@@ -2,14 +2,15 @@
 
     python benchmarks/cost.py [--device cuda] [--threads 1] [--repeats 7]
 
-Time: medians of interleaved repeats, so that what else the machine does falls on both. Memory: how far the peak of
-backward lies above what is held when it begins, that is above model and activations; a plain backward keeps every
-gradient, the streamed one should hold one parameter's. Writes benchmarks/results/cost.md.
+Time: medians of interleaved repeats, so that what else the machine does falls on both. Memory: peaks above the model,
+of the forward alone, of forward and backward, which keeps every gradient, and of the feature, which should hold one
+parameter's gradient and a constant. Writes benchmarks/results/cost.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import statistics
 import subprocess
 import sys
@@ -38,7 +39,12 @@ def build_step(model: str, device: str):
             tokenizer=pipe.tokenizer,
             text_encoder=pipe.text_encoder,
             vae=AutoencoderKLWan(
-                base_dim=8, z_dim=16, dim_mult=[1, 2, 4], num_res_blocks=1, temperal_downsample=[True, True]
+                base_dim=8,
+                z_dim=16,
+                dim_mult=[1, 2, 4],
+                num_res_blocks=1,
+                temperal_downsample=[True, True],
+                scale_factor_spatial=4,
             ).eval(),
             scheduler=UniPCMultistepScheduler(
                 prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
@@ -96,27 +102,17 @@ def measure(model: str, device: str, repeats: int) -> None:
 
     memory = Memory(device)
 
-    def peak(streamed: bool) -> float:
-        if streamed:
-            with GradientProjector(parameters, projection, step.denoisers.values()) as projector:
-                value = loss()
-                memory.begin()
-                projector.project(value)
-                return memory.peak_above_begin()
-        value = loss()
+    def peak(job) -> float:
         memory.begin()
-        value.backward()
-        above = memory.peak_above_begin()
-        for parameter in parameters.values():
-            parameter.grad = None
-        return above
+        job()
+        return memory.peak_above_begin()
 
-    above = [statistics.median(peak(streamed) for _ in range(3)) for streamed in (False, True)]
+    above = [statistics.median(peak(job) for _ in range(3)) for job in (loss, plain, feature)]
     count = sum(p.numel() for p in parameters.values())
     sizes = [p.numel() * p.element_size() / 2**20 for p in parameters.values()]
     print(
         f"| {model} | {count / 1e6:.2f} M | {seconds[0] * 1e3:.0f} ms | {seconds[1] * 1e3:.0f} ms | {ratio:.2f} "
-        f"| {above[0]:.1f} MiB | {above[1]:.1f} MiB | {sum(sizes):.1f} MiB | {max(sizes):.1f} MiB |",
+        f"| {above[0]:.0f} | {above[1]:.0f} | {above[2]:.0f} | {sum(sizes):.0f} | {max(sizes):.1f} |",
         flush=True,
     )
 
@@ -132,6 +128,7 @@ class Memory:
             torch.cuda.reset_peak_memory_stats()
             self.held = torch.cuda.memory_allocated() / 2**20
         else:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier jobs have freed goes back, and counts again
             Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
             self.held = self._resident("VmRSS")
 
@@ -169,9 +166,10 @@ def main() -> None:
     report.write_text(
         f"# Cost of one clip's feature\n\nOne clip of 17 frames of 64×64, fp32, D′ = 512, torch {torch.__version__}, "
         f"{where}. Medians of {arguments.repeats} interleaved repeats; the ratio is the figure that travels. Memory "
-        "is the peak of backward above model and activations. Repeat with `python benchmarks/cost.py`.\n\n"
-        "| model | parameters | forward + backward | feature | ratio | peak, plain | peak, streamed "
-        "| all gradients | largest parameter |\n|---|---|---|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+        "is the peak above what was held before, in MiB: of the forward alone (the activations), of forward and "
+        "backward, of the feature. Repeat with `python benchmarks/cost.py`.\n\n"
+        "| model | parameters | forward + backward | feature | ratio | peak, forward | + backward | peak, feature "
+        "| all gradients | largest parameter |\n" + "|---" * 10 + "|\n" + "\n".join(rows) + "\n"
     )
 
 

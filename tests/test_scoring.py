@@ -86,10 +86,8 @@ def test_two_processes_give_the_same_index_bit_for_bit(job, one_process, tmp_pat
         assert GradientIndex.open(tmp_path / name).digest() == GradientIndex.open(one_process[0] / name).digest()
     assert len(list((tmp_path / "index").glob("*.features"))) == 2
     assert result.stdout.count("clips ranked") == 1  # one report, not one a process
-    assert (
-        Dataset.from_parquet(str(tmp_path / "influence.parquet"))["influence"][:4]
-        == Dataset.from_parquet(str(one_process[0] / "influence.parquet"))["influence"][:4]
-    )
+    two, one = (Dataset.from_parquet(str(p / "influence.parquet"))["influence"][:] for p in (tmp_path, one_process[0]))
+    np.testing.assert_array_equal(two, one)  # NaN, of the row that is not ranked, equals NaN here
 
 
 def test_killed_it_goes_on_where_it_stopped(job, one_process, tmp_path):
