@@ -111,6 +111,7 @@ def test_killed_it_goes_on_where_it_stopped(job, one_process, tmp_path):
     assert 3 <= left < 10
     result = run(job, tmp_path, processes=1)
     assert f"{left}/10" in result.stderr  # the bar starts where the run stopped
+    assert "What teaches “100.mp4” most" in result.stdout  # without a group, each query for itself
     assert GradientIndex.open(tmp_path / "index").digest() == GradientIndex.open(one_process[0] / "index").digest()
 
 

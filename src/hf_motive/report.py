@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _GROUP_PREFIX = "influence_"
+_MOST_TABLES = 12  # what a person scrolls through
 _PLAIN = {"influence_votes", "influence_rank", "influence_status", "influence_reason"}
 
 
@@ -42,7 +43,7 @@ def print_report(
 
     console = console or Console()
     table = scored.remove_columns(video_column).to_pandas()
-    table["clip"] = [_name(video, row) for row, video in enumerate(scored[video_column])]
+    table["clip"] = [clip_name(video, row) for row, video in enumerate(scored[video_column])]
     ranked = table[table["influence_status"] == "ok"]
     groups = [c for c in table.columns if c.startswith(_GROUP_PREFIX) and c not in _PLAIN]
     console.print(
@@ -51,15 +52,21 @@ def print_report(
         highlight=False,
         soft_wrap=True,
     )
-    for column in groups:
+    for column in groups[:_MOST_TABLES]:
         _group(console, ranked, column, rows, caption_column)
+    if len(groups) > _MOST_TABLES:
+        left = len(groups) - _MOST_TABLES
+        console.print(
+            f"\n… and {left} more in the columns influence_…: group the queries by --group_column", style="bold"
+        )
     _overall(console, ranked, rows, caption_column)
     _left_out(console, table)
     if group_column in table.columns and groups:
         _agreement(console, ranked, groups, fraction, group_column)
 
 
-def _name(video: Any, row: int) -> str:
+def clip_name(video: Any, row: int) -> str:
+    """What a person calls a clip: the name of its file, or its row where it has none."""
     path = video.get("path") if isinstance(video, Mapping) else video if isinstance(video, str) else None
     return Path(path).name if path else f"row {row}"
 

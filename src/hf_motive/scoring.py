@@ -38,7 +38,10 @@ class ScoreArguments:
     )
     group_column: str | None = field(
         default=None,
-        metadata={"help": "Column of the queries that groups them, e.g. by motion: one table and column a group."},
+        metadata={
+            "help": "Column of the queries that groups them, e.g. by motion: one table and column a group. "
+            "None: each query for itself."
+        },
     )
     fraction: float = field(default=0.1, metadata={"help": "Share of the clips you mean to keep."})
     percentile: float | None = field(
@@ -82,6 +85,7 @@ def score(arguments: ScoreArguments, config: AttributionConfig) -> Dataset:
     from .attributor import MotiveAttributor
     from .corpus import load_clips
     from .processes import processes, threads_of_a_process
+    from .report import clip_name, print_report
 
     state = processes()
     _quiet()
@@ -95,6 +99,12 @@ def score(arguments: ScoreArguments, config: AttributionConfig) -> Dataset:
             f"the queries have no column {arguments.group_column!r} to group by; "
             f"they have {', '.join(queries.column_names)}"
         )
+    group_column = arguments.group_column
+    if group_column is None and "query" not in queries.column_names:
+        # Each query for itself, under its file's name.
+        group_column = "query"
+        names = [clip_name(video, row) for row, video in enumerate(queries[arguments.video_column])]
+        queries = queries.add_column(group_column, names)
     pipe = load_pipeline(arguments.pipeline, arguments.dtype, state.device)
     attributor = MotiveAttributor(pipe, config, id_column=arguments.id_column, **columns)
     if arguments.gradient_checkpointing:
@@ -115,17 +125,15 @@ def score(arguments: ScoreArguments, config: AttributionConfig) -> Dataset:
         queries,
         fraction=arguments.fraction,
         percentile=arguments.percentile,
-        group_column=arguments.group_column,
+        group_column=group_column,
     )
     if state.is_main_process:
-        from .report import print_report
-
         results = write_parquet(scored, output / "influence.parquet")
         print_report(
             scored,
             rows=arguments.rows,
             fraction=arguments.fraction,
-            group_column=arguments.group_column,
+            group_column=group_column,
             video_column=arguments.video_column,
             caption_column=arguments.caption_column,
         )
