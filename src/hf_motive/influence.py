@@ -190,8 +190,12 @@ def select(ranks: Tensor, fraction: float = 0.1) -> Tensor:
         ranks: (N,) from `rank`.
         fraction: in (0, 1]. Taken as the decimal that it is written as: 0.1 of 30 is 3, not ceil(3.0000000000000004).
     """
-    count = math.ceil(_exact_fraction(fraction) * len(ranks))
-    return torch.argsort(ranks)[:count]
+    return torch.argsort(ranks)[: selection_size(len(ranks), fraction)]
+
+
+def selection_size(count: int, fraction: float) -> int:
+    """K = ceil(fraction · count): how many of `count` ranked clips `select` keeps."""
+    return math.ceil(_exact_fraction(fraction) * count)
 
 
 def _blocks(values: Tensor) -> Iterator[tuple[int, Tensor]]:

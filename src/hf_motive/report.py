@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .influence import selection_size
+
 if TYPE_CHECKING:
     from datasets import Dataset
     from rich.console import Console
@@ -71,10 +73,6 @@ def clip_name(video: Any, row: int) -> str:
     return Path(path).name if path else f"row {row}"
 
 
-def _keep(count: int, fraction: float) -> int:
-    return max(1, round(count * fraction))
-
-
 def _table(console, title: str, *columns: str):
     """A table without lines, its title above it: a title of rich's own is wrapped to the table's width."""
     from rich.table import Table
@@ -135,7 +133,7 @@ def _left_out(console, table) -> None:
 
 def _agreement(console, ranked, groups, fraction, group_column) -> None:
     """How often a top clip is of the query's own kind: what to expect by chance stands beside it."""
-    keep = _keep(len(ranked), fraction)
+    keep = selection_size(len(ranked), fraction)
     table = _table(
         console,
         f"A check, as the clips' own {group_column} is known: its share of the top {keep} clips for each",

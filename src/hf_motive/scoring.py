@@ -84,6 +84,7 @@ def score(arguments: ScoreArguments, config: AttributionConfig) -> Dataset:
 
     from .attributor import MotiveAttributor
     from .corpus import load_clips
+    from .influence import selection_size
     from .processes import processes, threads_of_a_process
     from .report import clip_name, print_report
 
@@ -128,6 +129,7 @@ def score(arguments: ScoreArguments, config: AttributionConfig) -> Dataset:
         group_column=group_column,
     )
     if state.is_main_process:
+        keep = selection_size(scored["influence_status"][:].count("ok"), arguments.fraction)
         results = write_parquet(scored, output / "influence.parquet")
         print_report(
             scored,
@@ -140,7 +142,7 @@ def score(arguments: ScoreArguments, config: AttributionConfig) -> Dataset:
         print(
             f"\nAll scores: {results}\nKeep the best {arguments.fraction:.0%}:\n"
             f"  scored = datasets.Dataset.from_parquet({str(results)!r})\n"
-            f"  best = scored.filter(lambda rank: rank < {max(1, round(arguments.fraction * len(corpus)))}, "
+            f"  best = scored.filter(lambda rank: rank < {keep}, "
             'input_columns="influence_rank")'
         )
     state.wait_for_everyone()
