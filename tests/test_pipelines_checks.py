@@ -32,8 +32,9 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from hf_motive.pipelines import PipelineError, PipelineStep, StepOutput
-from tests.families import FAMILIES
-from tests.families.common import Family, example_pixels
+from tests.families.common import example_pixels
+from tests.families.compare import pipeline_step
+from tests.families.registry import variants
 from tests.families.svd import first_frame
 from tests.families.wan import tiny_vae
 
@@ -41,17 +42,6 @@ CAPTION = "a red disc crosses the picture"
 
 
 # ---------------------------------------------------------------------------------------------- real tiny pipelines
-
-
-def step_of(family: Family, pipe: DiffusionPipeline, **options) -> PipelineStep:
-    return PipelineStep(
-        pipe,
-        num_frames=family.num_frames,
-        height=family.height,
-        width=family.width,
-        call_kwargs=family.call_kwargs,
-        **options,
-    )
 
 
 def value(loss: Tensor) -> float:
@@ -62,9 +52,9 @@ class Made:
     """A family's pipeline with its step and one encoded clip."""
 
     def __init__(self, name: str, dtype: torch.dtype = torch.float32):
-        self.family = FAMILIES[name]
+        self.family = variants()[name]
         self.pipe = self.family.build(dtype=dtype)
-        self.step = step_of(self.family, self.pipe)
+        self.step = pipeline_step(self.family, self.pipe)
         self.pixels = example_pixels(self.family.num_frames, self.family.height, self.family.width)
         self.latents, self.noise = self.step.encode(self.pixels), self.step.noise(seed=7)
 
@@ -143,7 +133,7 @@ def state(pipe: DiffusionPipeline) -> dict:
 
 @pytest.mark.parametrize("name", UNTOUCHED)
 def test_a_pipeline_is_as_it_was_after_a_step(name):
-    family = FAMILIES[name]
+    family = variants()[name]
     pipe = family.build()
     pipe.set_progress_bar_config(desc="mine", disable=True)
     for denoiser in family.denoisers:
@@ -152,12 +142,12 @@ def test_a_pipeline_is_as_it_was_after_a_step(name):
     fresh.family, fresh.pipe = family, pipe
     fresh.pixels = example_pixels(family.num_frames, family.height, family.width)
     before = vars(pipe).copy()
-    fresh.step = step_of(family, pipe)
+    fresh.step = pipeline_step(family, pipe)
     assert vars(pipe) == before
     generated = fresh.generate()
     fresh.latents, fresh.noise = fresh.step.encode(fresh.pixels), fresh.step.noise(seed=7)  # VAEs keep a cache
     before = state(pipe)
-    fresh.step = step_of(family, pipe)
+    fresh.step = pipeline_step(family, pipe)
     assert state(pipe) == before, "construction left something behind"
     for timestep in family.timesteps:
         fresh.gradient(fresh.loss(timestep).loss)
@@ -203,7 +193,7 @@ def test_two_steps_are_equal_bit_for_bit(made, name):
     second = one.loss()
     assert torch.equal(first.loss, second.loss)
     assert torch.equal(one.gradient(second.loss), expected)
-    assert torch.equal(one.step.noise(3), step_of(one.family, one.pipe).noise(3))
+    assert torch.equal(one.step.noise(3), pipeline_step(one.family, one.pipe).noise(3))
 
 
 def test_only_the_denoiser_is_in_the_graph():
@@ -243,7 +233,7 @@ def test_gradient_checkpointing_changes_nothing(name):
 ROUNDED_BY_THEMSELVES = ("hunyuanvideo", "mochi")
 
 
-@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"stable-video-diffusion", "wan2.2-5b", "cogvideox-dpm"}))
+@pytest.mark.parametrize("name", sorted(set(variants()) - {"stable-video-diffusion", "wan2.2-5b", "cogvideox-dpm"}))
 def test_bfloat16_is_near_float32(made, name):
     half, level = Made(name, torch.bfloat16), made(name).step.resolve_timestep(751)
     ours = half.loss()
@@ -324,9 +314,9 @@ def test_timesteps_are_the_nearest_of_the_schedule(made):
 
 
 def test_settings_are_json_and_know_the_weights():
-    family = FAMILIES["ltx-video"]
+    family = variants()["ltx-video"]
     pipe = family.build()
-    step = step_of(family, pipe)
+    step = pipeline_step(family, pipe)
     settings = json.loads(json.dumps(step.settings()))
     assert settings == step.settings()
     assert (settings["pipeline"], settings["dtype"]) == ("LTXPipeline", "float32")
@@ -335,7 +325,7 @@ def test_settings_are_json_and_know_the_weights():
         family.height,
         family.width,
     )
-    assert settings == step_of(family, family.build()).settings(), "the same weights have the same digest"
+    assert settings == pipeline_step(family, family.build()).settings(), "the same weights have the same digest"
     with torch.no_grad():
         next(pipe.transformer.parameters()).view(-1)[0] += 1e-3
     changed = step.settings()
@@ -354,7 +344,7 @@ def test_an_image_pipeline_asks_for_the_clip(made):
     # The last frame in place of the first, from a column of the user's own.
     blank, last = first_frame(torch.zeros_like(one.pixels)), first_frame(one.pixels[-1:])
     options = {"conditioning": lambda example: {"image": example["still"]}, "example": {"still": blank}}
-    given = step_of(one.family, one.pipe, **options)
+    given = pipeline_step(one.family, one.pipe, **options)
     out = given.loss(one.latents, CAPTION, noise=one.noise, timestep=751, example={"still": last})
     assert not torch.equal(out.prediction, one.loss().prediction)
     out = given.loss(one.latents, CAPTION, noise=one.noise, timestep=751, example={"still": first_frame(one.pixels)})

@@ -7,9 +7,9 @@ import functools
 import pytest
 import torch
 
-from tests.families import FAMILIES
 from tests.families.common import example_pixels
 from tests.families.compare import CAPTION, compare, difference, example_weight, gradients, pipeline_step
+from tests.families.registry import variants
 
 LOSS_TOLERANCE = 1e-5  # relative; both sum the same squares in fp32
 GRADIENT_TOLERANCE = 1e-5  # ‖g − h‖ / ‖h‖ over all parameters
@@ -20,18 +20,18 @@ PARAMETER_TOLERANCE = 1e-4  # the same for the worst single parameter
 BF16_LOSS_TOLERANCE = 5e-3
 BF16_GRADIENT_TOLERANCE = 5e-2
 
-CASES = [(name, timestep) for name, family in FAMILIES.items() for timestep in family.timesteps]
+CASES = [(name, timestep) for name, family in variants().items() for timestep in family.timesteps]
 
 
 @functools.cache
 def built(name: str, dtype: torch.dtype = torch.float32):
     """A family's pipeline and its step, built and checked once for all tests."""
-    family = FAMILIES[name]
+    family = variants()[name]
     pipe = family.build(dtype)
     return family, pipe, pipeline_step(family, pipe)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", variants())
 def test_latent_shape_is_the_vaes(name: str) -> None:
     family, _, step = built(name)
     assert tuple(step.latent_shape) == family.latent_shape
@@ -49,9 +49,9 @@ def test_step_is_the_trainers(name: str, timestep: float, weighted: bool, record
     assert worst.parameter < PARAMETER_TOLERANCE
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", variants())
 def test_bf16_step_is_the_trainers(name: str) -> None:
-    worst = compare(*built(name, torch.bfloat16), FAMILIES[name].timesteps[0], weighted=True)
+    worst = compare(*built(name, torch.bfloat16), variants()[name].timesteps[0], weighted=True)
     print(f"{name} bf16: {worst}")
     assert worst.loss < BF16_LOSS_TOLERANCE
     assert worst.gradient < BF16_GRADIENT_TOLERANCE
@@ -72,7 +72,7 @@ def test_schedule_holds_the_timestep_asked_for(name: str, timestep: float) -> No
         assert level.timestep == pytest.approx(timestep, abs=2)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", variants())
 def test_oracle_is_sharp(name: str) -> None:
     """A wrong caption, a wrong noise level or a weight turned round would be seen, far above the tolerances."""
     family, pipe, _ = built(name)

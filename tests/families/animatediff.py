@@ -13,7 +13,7 @@ from diffusers import (
 from torch import Tensor
 
 from tests.families.common import (
-    Family,
+    Variant,
     character_tokenizer,
     finish,
     posterior_mode_of_frames,
@@ -84,4 +84,16 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
     return weighted_mse(prediction, noise, weight)
 
 
-FAMILY = Family("animatediff", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS, denoisers=("unet",))
+VARIANTS = (
+    Variant(
+        "animatediff",
+        "AnimateDiffPipeline",
+        build,
+        training_step,
+        NUM_FRAMES,
+        HEIGHT,
+        WIDTH,
+        LATENTS,
+        denoisers=("unet",),
+    ),
+)

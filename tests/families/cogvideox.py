@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import T5Config, T5EncoderModel
 
 from tests.families.common import (
-    Family,
+    Variant,
     character_tokenizer,
     finish,
     posterior_mode,
@@ -123,5 +123,25 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
     return weighted_mse(prediction, signal * noise - spread * x0, weight)
 
 
-FAMILY = Family("cogvideox-ddim", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS)
-FAMILY_DPM = Family("cogvideox-dpm", partial(build, large=True), training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS)
+VARIANTS = (
+    Variant(
+        "cogvideox-ddim",
+        "CogVideoXPipeline",
+        build,
+        training_step,
+        NUM_FRAMES,
+        HEIGHT,
+        WIDTH,
+        LATENTS,
+    ),
+    Variant(
+        "cogvideox-dpm",
+        "CogVideoXPipeline",
+        partial(build, large=True),
+        training_step,
+        NUM_FRAMES,
+        HEIGHT,
+        WIDTH,
+        LATENTS,
+    ),
+)

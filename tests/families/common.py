@@ -23,25 +23,47 @@ from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
-class Family:
-    """One entry of the registry: how to build the pipeline, the clip it takes, and the step written by hand.
+class Variant:
+    """One pipeline as the suite tries it: how it is built, the clip it takes, and the training step written by hand.
 
-    `build(dtype=torch.float32, seed=0)` returns the pipeline. `training_step(pipe, pixels, caption, noise, timestep,
-    weight=None, sigma=None)` returns the loss, a scalar with its graph, from pixels (F, 3, H, W) in [-1, 1], noise
-    (C, T, h, w) and weight (T, h, w) in the VAE's layout, and a timestep as the family's schedule holds it. Only
-    schedules that round their timesteps need `sigma`; the step checks that it belongs to the timestep.
+    Args:
+        name: Unique and short, as in "wan2.1-i2v".
+        pipeline: The class, by name.
+        build: `build(dtype=torch.float32, seed=0)` returns the pipeline, of tiny random parts.
+        training_step: `training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=None)` returns the
+            loss, a scalar with its graph, from pixels (F, 3, H, W) in [-1, 1], noise (C, T, h, w) and weight
+            (T, h, w) in the VAE's layout, and a timestep as the pipeline's schedule holds it. Only schedules that
+            round their timesteps need `sigma`. None where a sibling on the page is the oracle of the same step.
+        num_frames, height, width: Of the clip.
+        latent_shape: (C, T, h, w) of such a clip, in the VAE's own layout. None where the variant is refused.
+        timesteps: At which the oracle is compared, on the 0..1000 scale. With two experts: one on each side.
+        denoisers: The components that are trained.
+        call_kwargs: How the pipeline is to be called, beside the clip.
+        conditioning: As `PipelineStep` takes it, where the common cases do not serve.
+        example: Pixels to the row of a dataset that `conditioning` reads, `pixels` apart. It must not need the Hub.
+        refused: Regular expression of the reason with which `PipelineStep` refuses the variant.
+        remark: For the reader of the table: what one needs to know to use the pipeline.
     """
 
     name: str
+    pipeline: str
     build: Callable[..., DiffusionPipeline]
-    training_step: Callable[..., Tensor]
+    training_step: Callable[..., Tensor] | None
     num_frames: int
     height: int
     width: int
-    latent_shape: tuple[int, int, int, int]  # (C, T, h, w) of such a clip, in the VAE's own layout
-    timesteps: tuple[float, ...] = (751.0, 250.0)  # on the 0..1000 scale
+    latent_shape: tuple[int, int, int, int] | None
+    timesteps: tuple[float, ...] = (751.0, 250.0)
     denoisers: tuple[str, ...] = ("transformer",)
-    call_kwargs: Mapping[str, Any] = field(default_factory=dict)  # how the pipeline is to be called, beside the clip
+    call_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    conditioning: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    example: Callable[[Tensor], Mapping[str, Any]] | None = None
+    refused: str | None = None
+    remark: str = ""
+
+    def row(self, pixels: Tensor) -> dict[str, Any]:
+        """The dataset's row of a clip."""
+        return {"pixels": pixels, **(self.example(pixels) if self.example else {})}
 
 
 # -------------------------------------------------------------------------------------------------- tiny text models

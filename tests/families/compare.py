@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_motive.pipelines import PipelineStep
-from tests.families.common import Family, example_pixels
+from tests.families.common import Variant, example_pixels
 
 CAPTION = "a red ball bounces"
 
@@ -36,21 +36,27 @@ def example_weight(shape: tuple[int, ...]) -> Tensor:
     return (weight * 1.5 - 0.5).clamp(min=0)
 
 
-def pipeline_step(family: Family, pipe: Any) -> PipelineStep:
+def pipeline_step(variant: Variant, pipe: Any, **options: Any) -> PipelineStep:
+    pixels = example_pixels(variant.num_frames, variant.height, variant.width)
     return PipelineStep(
         pipe,
-        num_frames=family.num_frames,
-        height=family.height,
-        width=family.width,
-        call_kwargs=dict(family.call_kwargs) or None,
+        num_frames=variant.num_frames,
+        height=variant.height,
+        width=variant.width,
+        call_kwargs=variant.call_kwargs,
+        **{
+            "conditioning": variant.conditioning,
+            "example": variant.row(pixels) if variant.example else None,
+            **options,
+        },
     )
 
 
-def gradients(family: Family, pipe: Any, loss: Tensor) -> dict[str, Tensor]:
+def gradients(variant: Variant, pipe: Any, loss: Tensor) -> dict[str, Tensor]:
     """Every denoiser parameter's gradient in fp64; one that got none counts as zero."""
     parameters = {
         f"{denoiser}.{name}": parameter
-        for denoiser in family.denoisers
+        for denoiser in variant.denoisers
         for name, parameter in getattr(pipe, denoiser).named_parameters()
     }
     for parameter in parameters.values():
@@ -74,13 +80,13 @@ def difference(ours: dict[str, Tensor], theirs: dict[str, Tensor], loss: Tensor,
     )
 
 
-def compare(family: Family, pipe: Any, step: PipelineStep, timestep: float, weighted: bool) -> Difference:
-    """One clip through `step` and through the family's own training step, at the schedule's nearest timestep."""
-    pixels = example_pixels(family.num_frames, family.height, family.width)
+def compare(variant: Variant, pipe: Any, step: PipelineStep, timestep: float, weighted: bool) -> Difference:
+    """One clip through `step` and through the variant's own training step, at the schedule's nearest timestep."""
+    pixels = example_pixels(variant.num_frames, variant.height, variant.width)
     latents, noise = step.encode(pixels), step.noise(seed=3)
     weight = example_weight(step.latent_shape) if weighted else None
     level = step.resolve_timestep(timestep)
-    out = step.loss(latents, CAPTION, noise=noise, timestep=timestep, weight=weight, example={"pixels": pixels})
-    ours = gradients(family, pipe, out.loss)
-    by_hand = family.training_step(pipe, pixels, CAPTION, noise, level.timestep, weight, sigma=level.sigma)
-    return difference(ours, gradients(family, pipe, by_hand), out.loss.detach(), by_hand.detach())
+    out = step.loss(latents, CAPTION, noise=noise, timestep=timestep, weight=weight, example=variant.row(pixels))
+    ours = gradients(variant, pipe, out.loss)
+    by_hand = variant.training_step(pipe, pixels, CAPTION, noise, level.timestep, weight, sigma=level.sigma)
+    return difference(ours, gradients(variant, pipe, by_hand), out.loss.detach(), by_hand.detach())

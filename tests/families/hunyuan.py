@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tests.families.common import Family, character_tokenizer, finish, posterior_mode, randomise, weighted_mse
+from tests.families.common import Variant, character_tokenizer, finish, posterior_mode, randomise, weighted_mse
 
 NUM_FRAMES, HEIGHT, WIDTH = 9, 32, 48
 LATENTS = (4, 3, 4, 6)  # (C, T, h, w)
@@ -125,4 +125,4 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
     return weighted_mse(prediction, noise - x0, weight)
 
 
-FAMILY = Family("hunyuanvideo", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS)
+VARIANTS = (Variant("hunyuanvideo", "HunyuanVideoPipeline", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS),)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.families.cogvideox import TEXT_DIM, tiny_t5
 from tests.families.common import (
-    Family,
+    Variant,
     character_tokenizer,
     finish,
     per_channel,
@@ -86,4 +86,4 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
     return weighted_mse(prediction.transpose(1, 2).unflatten(2, (frames, height, width)), noise - x0, weight)
 
 
-FAMILY = Family("ltx-video", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS)
+VARIANTS = (Variant("ltx-video", "LTXPipeline", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS),)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.families.cogvideox import TEXT_DIM, tiny_t5
 from tests.families.common import (
-    Family,
+    Variant,
     character_tokenizer,
     finish,
     per_channel,
@@ -68,4 +68,4 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
     return weighted_mse(prediction, x0 - noise, weight)
 
 
-FAMILY = Family("mochi", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS)
+VARIANTS = (Variant("mochi", "MochiPipeline", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS),)

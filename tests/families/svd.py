@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from tests.families.common import Family, finish, posterior_mode_of_frames, randomise, weighted_mse
+from tests.families.common import Variant, finish, posterior_mode_of_frames, randomise, weighted_mse
 
 NUM_FRAMES, HEIGHT, WIDTH = 5, 32, 48
 LATENTS = (4, 5, 8, 12)  # (C, T, h, w)
@@ -107,14 +107,17 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
     return weighted_mse(output, target, weight)
 
 
-FAMILY = Family(
-    "stable-video-diffusion",
-    build,
-    training_step,
-    NUM_FRAMES,
-    HEIGHT,
-    WIDTH,
-    LATENTS,
-    denoisers=("unet",),
-    call_kwargs=CALL_KWARGS,
+VARIANTS = (
+    Variant(
+        "stable-video-diffusion",
+        "StableVideoDiffusionPipeline",
+        build,
+        training_step,
+        NUM_FRAMES,
+        HEIGHT,
+        WIDTH,
+        LATENTS,
+        denoisers=("unet",),
+        call_kwargs=CALL_KWARGS,
+    ),
 )

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from tests.families.common import (
-    Family,
+    Variant,
     character_tokenizer,
     finish,
     per_channel,
@@ -119,4 +119,4 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
     return flow_step(pipe, pipe.transformer, pixels, caption, noise, torch.tensor([timestep]), sigma, weight)
 
 
-FAMILY = Family("wan2.1", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS)
+VARIANTS = (Variant("wan2.1", "WanPipeline", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS),)

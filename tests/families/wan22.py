@@ -7,7 +7,7 @@ from diffusers import WanPipeline
 from torch import Tensor
 
 from tests.families import wan
-from tests.families.common import Family, character_tokenizer, finish
+from tests.families.common import Variant, character_tokenizer, finish
 
 BOUNDARY = 0.875
 
@@ -32,14 +32,17 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
     return wan.flow_step(pipe, expert, pixels, caption, noise, torch.tensor([timestep]), sigma, weight)
 
 
-FAMILY = Family(
-    "wan2.2-a14b",
-    build,
-    training_step,
-    wan.NUM_FRAMES,
-    wan.HEIGHT,
-    wan.WIDTH,
-    wan.LATENTS,
-    timesteps=(940.0, 500.0),
-    denoisers=("transformer", "transformer_2"),
+VARIANTS = (
+    Variant(
+        "wan2.2-a14b",
+        "WanPipeline",
+        build,
+        training_step,
+        wan.NUM_FRAMES,
+        wan.HEIGHT,
+        wan.WIDTH,
+        wan.LATENTS,
+        timesteps=(940.0, 500.0),
+        denoisers=("transformer", "transformer_2"),
+    ),
 )

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKLWan, WanPipeline
 from torch import Tensor
 
 from tests.families import wan
-from tests.families.common import Family, character_tokenizer, finish, randomise
+from tests.families.common import Variant, character_tokenizer, finish, randomise
 
 NUM_FRAMES, HEIGHT, WIDTH = 9, 64, 96
 LATENTS = (6, 3, 4, 6)  # (C, T, h, w)
@@ -53,4 +53,4 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
     return wan.flow_step(pipe, pipe.transformer, pixels, caption, noise, per_token, sigma, weight)
 
 
-FAMILY = Family("wan2.2-5b", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS)
+VARIANTS = (Variant("wan2.2-5b", "WanPipeline", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS),)
