@@ -87,7 +87,7 @@ class Made:
     def generate(self) -> Tensor:
         """Two denoising steps of the pipeline's own call, to latents or pixels."""
         arguments = {"num_inference_steps": 2, "output_type": "latent", "generator": torch.Generator().manual_seed(0)}
-        own = self.step._arguments(CAPTION, {"pixels": self.pixels})
+        own = self.step._conditioning.arguments(CAPTION, {"pixels": self.pixels})
         result = self.pipe(**{**own, **arguments})
         return torch.as_tensor(result.frames)
 
@@ -339,7 +339,9 @@ def test_settings_are_json_and_know_the_weights():
 
 def test_an_image_pipeline_asks_for_the_clip(made):
     one = made("stable-video-diffusion")
-    with pytest.raises(PipelineError, match=r"StableVideoDiffusionPipeline: it is conditioned on an image.*example="):
+    with pytest.raises(
+        PipelineError, match=r"StableVideoDiffusionPipeline: it is conditioned on image. Pass the clip.*example="
+    ):
         one.step.loss(one.latents, CAPTION, noise=one.noise, timestep=751)
     # The last frame in place of the first, from a column of the user's own.
     blank, last = first_frame(torch.zeros_like(one.pixels)), first_frame(one.pixels[-1:])
@@ -544,7 +546,7 @@ AT_CONSTRUCTION = [
     (Rescales, r"do not arrive at scheduler\.step as they are: they are rescaled"),
     (Remembers, r"two passes with the same inputs do not agree"),
     (StartsLoud, r"initial latents have a standard deviation of .*FlowMatchEulerDiscreteScheduler says 1"),
-    (OwnLoop, r"takes more than one step of a schedule that was cut to one"),
+    (OwnLoop, r"denoises in more than one round although its schedule was cut to one timestep"),
     (TwoOutputs, r"is given a model output \(1, 8, 3, 4, 6\) for a sample \(1, 4, 3, 4, 6\)"),
     (NoStep, r"returned without calling scheduler\.step, where"),
     (NoDecode, r"returned without calling vae\.decode, where"),

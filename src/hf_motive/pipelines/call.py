@@ -12,9 +12,10 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from diffusers.guiders import BaseGuidance
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -41,24 +42,43 @@ class PipelineError(RuntimeError):
         return type(self), (self.pipeline, self.reason)
 
 
+class Step(NamedTuple):
+    """One call of `scheduler.step`: its arguments, bound by its signature, and a copy of the scheduler as it was."""
+
+    call: inspect.BoundArguments
+    scheduler: Any
+
+    @property
+    def sample(self) -> Tensor:
+        return self.call.arguments["sample"]
+
+    @property
+    def model_output(self) -> Tensor:
+        return self.call.arguments["model_output"]
+
+
 @dataclass
 class Observation:
     """What one watched call showed, in the pipeline's own layouts. A door that was not reached has shown nothing."""
 
     initial: Tensor = field(init=False)  # what prepare_latents returned
-    step: inspect.BoundArguments = field(init=False)  # the arguments of scheduler.step
-    scheduler: Any = field(init=False)  # a copy of the scheduler, as it was when the pipeline called step
+    steps: list[Step] = field(default_factory=list)  # of the one timestep: several where the latents come in parts
     decoded: Tensor = field(init=False)  # the argument of vae.decode
     outputs: dict[str, Any] = field(default_factory=dict)  # denoiser name -> what it returned
     reached: set[str] = field(default_factory=set)  # the doors, by name
 
     @property
     def sample(self) -> Tensor:
-        return self.step.arguments["sample"]
+        return joined([step.sample for step in self.steps])
 
     @property
     def model_output(self) -> Tensor:
-        return self.step.arguments["model_output"]
+        return joined([step.model_output for step in self.steps])
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """The only part as it is; several (frames one by one, or video and audio) flattened, one after the other."""
+    return parts[0] if len(parts) == 1 else torch.cat([part.flatten() for part in parts])
 
 
 class _Reached(BaseException):
@@ -96,22 +116,23 @@ def observe(
     inject: Callable[[Tensor], Tensor] | None = None,
     replay: Mapping[str, Any] | None = None,
     grad: bool = False,
-    until: str = "step",
+    steps: int | None = None,
 ) -> Observation:
-    """Call `pipeline(**arguments)` and stop it at `scheduler.step` or at `vae.decode`.
+    """Call `pipeline(**arguments)` and stop it after a number of calls of `scheduler.step`, or at `vae.decode`.
 
     Args:
-        pipeline: Any diffusers pipeline with `scheduler`, `prepare_latents` and (for `until="decode"`) `vae`.
+        pipeline: Any diffusers pipeline with `scheduler`, `prepare_latents` and (without `steps`) `vae`.
         arguments: Keyword arguments of its `__call__`.
         denoisers: Component name -> module.
         slice_schedule: Called with the scheduler after each `set_timesteps`, to leave one timestep in it.
         inject: Maps the latents that `prepare_latents` returned to the latents the call goes on with.
         replay: Denoiser name -> recorded output, returned in place of running it.
         grad: Switch gradients on at the denoiser's door, so that `model_output` carries its graph.
-        until: `"step"`, or `"decode"`, where `scheduler.step` hands its sample on unchanged.
+        steps: Stop once `scheduler.step` has been called so often. None: go on to `vae.decode`; `scheduler.step`
+            hands its sample on unchanged, in full precision from there.
 
     Raises:
-        PipelineError: The pipeline returned without passing the doors.
+        PipelineError: The pipeline returned without passing the doors, or denoises in more than one round.
     """
     seen = Observation()
     with ExitStack() as stack:
@@ -119,21 +140,25 @@ def observe(
         stack.enter_context(_seeded(pipeline._execution_device))
         stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
 
+        precision = stack.enter_context(_FullPrecision()) if steps is None else None
         scheduler = copy.deepcopy(pipeline.scheduler)  # the pipeline's own is never touched
-        precision = stack.enter_context(_FullPrecision()) if until == "decode" else None
-        _watch_scheduler(pipeline, scheduler, seen, slice_schedule, precision)
+        scheduler.__class__ = _watched(type(scheduler), pipeline, seen, slice_schedule, steps, precision)
         vars(pipeline)["scheduler"] = scheduler
         vars(pipeline)["prepare_latents"] = _watched_prepare_latents(pipeline, seen, inject)
         vars(pipeline)["_progress_bar_config"] = {"disable": True}
+        for name, guider in [(name, part) for name, part in vars(pipeline).items() if isinstance(part, BaseGuidance)]:
+            vars(pipeline)[name] = unguided = copy.deepcopy(guider)
+            unguided.disable()
 
         for name, module in denoisers.items():
             if replay is not None and name in replay:
                 stack.enter_context(_replaced(module, "forward", functools.partial(_replayed, replay[name])))
             if grad:
                 stack.callback(module.register_forward_pre_hook(_enable_grad).remove)
+            stack.callback(module.register_forward_pre_hook(functools.partial(_refuse_rounds, pipeline, seen)).remove)
             stack.callback(module.register_forward_hook(functools.partial(_record, seen.outputs, name)).remove)
 
-        if until == "decode":
+        if steps is None:
 
             def decode(latents, *args, **kwargs):
                 seen.decoded = latents
@@ -183,52 +208,67 @@ def _watched_prepare_latents(pipeline: Any, seen: Observation, inject: Callable[
     return prepare_latents
 
 
-def _watch_scheduler(
-    pipeline: Any, scheduler: Any, seen: Observation, slice_schedule: Callable, precision: _FullPrecision | None
-) -> None:
-    """Patch a scheduler *copy*: one timestep in the schedule, and the arguments of `step` bound by its signature.
+def _watched(
+    kind: type,
+    pipeline: Any,
+    seen: Observation,
+    slice_schedule: Callable,
+    steps: int | None,
+    precision: _FullPrecision | None,
+) -> type:
+    """A scheduler class like `kind`, with one timestep in its schedules, and whose steps are seen.
 
-    Without `precision` the call ends at `step`; with it, the call goes on with the sample as it is, in full precision.
+    A class and not a patched object, because pipelines copy their scheduler: for each frame, or for the audio.
     """
-    original_set_timesteps, original_step = scheduler.set_timesteps, scheduler.step
-    signature = inspect.signature(original_step)
 
-    @functools.wraps(original_set_timesteps)  # pipelines read its signature
-    def set_timesteps(*args, **kwargs):
-        original_set_timesteps(*args, **kwargs)
-        slice_schedule(scheduler)
+    @functools.wraps(kind.set_timesteps)  # pipelines read its signature
+    def set_timesteps(self, *args, **kwargs):
+        kind.set_timesteps(self, *args, **kwargs)
+        slice_schedule(self)
         seen.reached.add("scheduler.set_timesteps")
 
-    @functools.wraps(original_step)
-    def step(*args, **kwargs):
-        if "scheduler.step" in seen.reached:
+    @functools.wraps(kind.step)
+    def step(self, *args, **kwargs):
+        own_step = functools.partial(kind.step, self)
+        seen.reached.add("scheduler.step")
+        seen.steps.append(Step(inspect.signature(own_step).bind(*args, **kwargs), unwatched_copy(self)))
+        if len(seen.steps) == steps:
+            raise _Reached
+        sample, model_output = seen.steps[-1].sample, seen.steps[-1].model_output
+        if model_output.shape != sample.shape:
             raise PipelineError(
                 pipeline,
-                "it takes more than one step of a schedule that was cut to one timestep: its loop does not follow "
-                "scheduler.timesteps.",
+                f"scheduler.step is given a model output {tuple(model_output.shape)} for a sample "
+                f"{tuple(sample.shape)}: a step of that kind is not understood.",
             )
-        seen.reached.add("scheduler.step")
-        seen.step = signature.bind(*args, **kwargs)
-        seen.scheduler = unwatched_copy(scheduler)
-        if precision is None:
-            raise _Reached
-        sample = seen.sample
-        output = original_step(*args, **kwargs)  # for the type of its result alone
-        precision.on = True
+        output = own_step(*args, **kwargs)  # for the type of its result alone
+        if precision is not None:
+            precision.on = True
         if isinstance(output, tuple):
             return (sample, *output[1:])
         output.prev_sample = sample
         return output
 
-    vars(scheduler).update(set_timesteps=set_timesteps, step=step)
+    patched = {"set_timesteps": set_timesteps, "step": step, "_unwatched": kind, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), patched)
 
 
 def unwatched_copy(scheduler: Any) -> Any:
-    """A deep copy of a scheduler, without what `observe` put on it."""
+    """A deep copy of a scheduler, of the class that it had before `observe` watched it."""
     clone = copy.copy(scheduler)
-    for name in ("set_timesteps", "step"):
-        vars(clone).pop(name, None)
+    clone.__class__ = getattr(type(scheduler), "_unwatched", type(scheduler))
     return copy.deepcopy(clone)
+
+
+def _refuse_rounds(pipeline: Any, seen: Observation, module: nn.Module, inputs: Any) -> None:
+    """Of a schedule that was cut to one timestep there is one round: the denoiser runs, then the scheduler steps."""
+    if seen.steps:
+        raise PipelineError(
+            pipeline,
+            "it denoises in more than one round although its schedule was cut to one timestep: its loop does not "
+            "follow scheduler.timesteps, or it makes the clip window by window. If the latter, choose a num_frames "
+            "that fits one window.",
+        )
 
 
 def _enable_grad(module: nn.Module, inputs: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -11,25 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hf_motive.pipelines.call import Observation, PipelineError, observe, unwatched_copy
+from hf_motive.pipelines.call import Observation, PipelineError, joined, observe, unwatched_copy
+from hf_motive.pipelines.conditioning import Conditioning
 from hf_motive.pipelines.latent_map import AffineGather, LatentMap
-from hf_motive.pipelines.schedule import Schedule, ScheduledTimestep, denoising_affine, schedule_steps
+from hf_motive.pipelines.schedule import Schedule, ScheduledTimestep, denoising_affine
 
 #: Components that denoise; all others (text encoders, VAE, image encoders) are held fixed and get no gradient.
 DENOISERS = ("transformer", "transformer_2", "unet")
-
-#: The argument that takes the number of frames, by the names that pipelines give it.
-FRAME_ARGUMENTS = ("num_frames", "frames", "video_length", "segment_frame_length")
-
-#: What a step asks of every call whose signature has the argument. Guidance is off: training has none.
-CALL_ARGUMENTS = {
-    "guidance_scale": 1.0,
-    "true_cfg_scale": 1.0,
-    "min_guidance_scale": 1.0,
-    "max_guidance_scale": 1.0,
-    "strength": 1.0,  # start from the injected latents, not from a later timestep
-    "decode_noise_scale": 0.0,  # no noise between the latents and vae.decode
-}
 
 
 class StepOutput(NamedTuple):
@@ -59,8 +46,8 @@ class PipelineStep:
         pipeline: Any diffusers video pipeline.
         num_frames, height, width: Shape of every clip, in pixels, as the pipeline's call takes it.
         conditioning: How an example becomes further arguments of the pipeline's call, as in
-            `lambda example: {"image": example["first_frame"]}`. Default: a required `image` is the clip's own first
-            frame, from `example["pixels"]`.
+            `lambda example: {"control_video": example["depth"]}`. What it leaves out and the call cannot do without
+            is taken from `example["pixels"]`: `image` is the clip's own first frame, `video` the clip.
         call_kwargs: Further arguments of the call, the same for every clip.
         check: Check at construction that two passes agree, that random latents survive the decode map, and that the
             pipeline's initial latents are as noisy as its schedule says. One denoiser pass is saved without.
@@ -88,14 +75,13 @@ class PipelineStep:
     ):
         self.pipeline = pipeline
         self.num_frames, self.height, self.width = num_frames, height, width
-        self.conditioning = conditioning
         self.call_kwargs = dict(call_kwargs or {})
         self.denoisers: dict[str, nn.Module] = {
             name: getattr(pipeline, name) for name in DENOISERS if isinstance(getattr(pipeline, name, None), nn.Module)
         }
         if not self.denoisers:
             raise PipelineError(pipeline, f"it has no denoiser: none of the components {', '.join(DENOISERS)}.")
-        self._parameters = inspect.signature(type(pipeline).__call__).parameters
+        self._conditioning = Conditioning(pipeline, num_frames, height, width, conditioning, self.call_kwargs)
         self._digests: dict[str, tuple[tuple, str]] = {}
         self._learn(example or {"pixels": torch.zeros(num_frames, 3, height, width)}, check)
 
@@ -183,12 +169,16 @@ class PipelineStep:
         noise = self._map.place(noise.to(device, torch.float32))
         noised = place.signal * clip + place.sigma * noise
         seen = self._observe(
-            self._arguments(caption, example or {}), place.position, inject=self._injection(noised), grad=True
+            self._conditioning.arguments(caption, example or {}),
+            place.position,
+            inject=self._injection(noised),
+            grad=True,
+            steps=self._steps,
         )
         self._check_arrival(seen, noised)
         prediction = self._prediction(seen)
 
-        a, b = denoising_affine(self.pipeline, seen.scheduler, seen.step, (place.signal, place.sigma))
+        a, b = self._affine(seen, place.signal, place.sigma)
         denoised = (b != 0) & arrive.gather(self._covered)
         if not denoised.any():
             raise PipelineError(self.pipeline, f"it denoises nothing at timestep {place.timestep}.")
@@ -220,47 +210,11 @@ class PipelineStep:
             "num_frames": self.num_frames,
             "height": self.height,
             "width": self.width,
+            "conditioning": self._conditioning.names,
             "call_kwargs": json.loads(json.dumps(self.call_kwargs, sort_keys=True, default=str)),
         }
 
     # ------------------------------------------------------------------------------------------------------- a call
-
-    def _arguments(self, caption: str, example: Mapping[str, Any]) -> dict[str, Any]:
-        """The keyword arguments of one call."""
-        takes = self._parameters
-        frames = next((name for name in FRAME_ARGUMENTS if name in takes), None)
-        if frames is None:
-            raise PipelineError(
-                self.pipeline, f"its call has no argument for the number of frames ({', '.join(FRAME_ARGUMENTS)})."
-            )
-        wanted = {
-            "prompt": caption,
-            "height": self.height,
-            "width": self.width,
-            frames: self.num_frames,
-            "decode_chunk_size": self.num_frames,  # all frames in one call of vae.decode
-            "num_inference_steps": schedule_steps(self.pipeline.scheduler),
-            **CALL_ARGUMENTS,
-        }
-        arguments = {name: value for name, value in wanted.items() if name in takes}
-        if "true_cfg_scale" in takes:
-            arguments.pop("guidance_scale", None)  # then guidance is an input of the denoiser, and stays
-        if self.conditioning is not None:
-            arguments |= self.conditioning(example)
-        elif self._wants_image():
-            if "pixels" not in example:
-                raise PipelineError(
-                    self.pipeline,
-                    "it is conditioned on an image. Pass the clip, whose first frame is taken: "
-                    "loss(..., example={'pixels': pixels}); or say how: "
-                    "PipelineStep(..., conditioning=lambda example: {'image': ...}).",
-                )
-            arguments["image"] = first_frame(example["pixels"])
-        return arguments | self.call_kwargs
-
-    def _wants_image(self) -> bool:
-        image = self._parameters.get("image")
-        return image is not None and image.default is inspect.Parameter.empty and "image" not in self.call_kwargs
 
     def _observe(self, arguments: dict[str, Any], position: int, **options: Any) -> Observation:
         return observe(
@@ -284,6 +238,11 @@ class PipelineStep:
             return torch.where(self._covered.to(own.device), latents.to(own.device), own.float()).to(own.dtype)
 
         return inject
+
+    def _affine(self, seen: Observation, signal: float, sigma: float) -> tuple[Tensor, Tensor]:
+        """a and b of the scheduler's estimate of the clip, shaped like the sample at `scheduler.step`."""
+        pairs = [denoising_affine(self.pipeline, step.scheduler, step.call, (signal, sigma)) for step in seen.steps]
+        return joined([a for a, _ in pairs]), joined([b for _, b in pairs])
 
     def _prediction(self, seen: Observation) -> Tensor:
         """float32, with its graph."""
@@ -323,21 +282,15 @@ class PipelineStep:
     @torch.no_grad()
     def _learn(self, example: Mapping[str, Any], check: bool) -> None:
         """Learn the schedule and the latent map, and check what `loss` will rely on."""
-        arguments = self._arguments("a video", example)
 
         def learn_schedule(scheduler: Any) -> None:
             self._schedule = Schedule(self.pipeline, unwatched_copy(scheduler))
             self._schedule.slice(scheduler, 0)
 
-        first = observe(self.pipeline, arguments, denoisers=self.denoisers, slice_schedule=learn_schedule)
-        if first.model_output.shape != first.sample.shape:
-            raise PipelineError(
-                self.pipeline,
-                f"scheduler.step is given a model output {tuple(first.model_output.shape)} for a sample "
-                f"{tuple(first.sample.shape)}: a step of that kind is not understood.",
-            )
+        arguments, first = self._first_call(example, learn_schedule)
+        self._steps = len(first.steps)
         if check:
-            again = self._observe(arguments, 0)
+            again = self._observe(arguments, 0, steps=self._steps)
             if not torch.equal(first.sample, again.sample) or not _agree(first.model_output, again.model_output):
                 raise PipelineError(
                     self.pipeline,
@@ -348,9 +301,25 @@ class PipelineStep:
             self._check_map(arguments, first)
             self._check_spread(first)
 
+    def _first_call(self, example: Mapping[str, Any], slice_schedule: Callable) -> tuple[dict[str, Any], Observation]:
+        """The first call that goes through: with what is required from the clip, or else with one thing more."""
+        errors: list[Exception] = []
+        for from_the_clip in self._conditioning.candidates(example):
+            self._conditioning.from_the_clip = from_the_clip
+            arguments = self._conditioning.arguments("a video", example)
+            try:
+                seen = observe(self.pipeline, arguments, denoisers=self.denoisers, slice_schedule=slice_schedule)
+            except PipelineError:
+                raise
+            except Exception as error:
+                errors.append(error)
+            else:
+                return arguments, seen
+        raise errors[0]
+
     def _send(self, arguments: dict[str, Any], latents: Tensor, first: Observation) -> Observation:
         """Send float32 latents through the pipeline to vae.decode; the denoiser repeats what it said before."""
-        return self._observe(arguments, 0, inject=lambda own: latents, replay=first.outputs, until="decode")
+        return self._observe(arguments, 0, inject=lambda own: latents, replay=first.outputs)
 
     def _learn_map(self, arguments: dict[str, Any], first: Observation) -> None:
         shape, device = first.initial.shape, first.initial.device
@@ -377,7 +346,12 @@ class PipelineStep:
                 f"vae.decode is given {tuple(maps['vae.decode'].target_shape)}, not (1, C, T, h, w) or (T, C, h, w).",
             )
         self._map = LatentMap(maps["vae.decode"], maps["scheduler.step"], frame_wise=dimensions == 4)
-        self._covered = self._map.decode.covered & self._map.arrive.covered
+        # What does not move with the model output is conditioning: it keeps the pipeline's own values.
+        signal, sigma = self._schedule.noise_kernel(0)
+        denoised = self._map.arrive.ungather(self._affine(first, signal, sigma)[1] != 0, fill=False)
+        self._covered = self._map.decode.covered & self._map.arrive.covered & denoised
+        if not self._covered.any():
+            raise PipelineError(self.pipeline, "it denoises none of the latents that reach vae.decode.")
 
     def _check_map(self, arguments: dict[str, Any], first: Observation) -> None:
         """Random latents in VAE units must reach vae.decode as themselves."""
@@ -423,14 +397,6 @@ class PipelineStep:
                     digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
                 self._digests[name] = version, digest.hexdigest()[:16]
         return {name: self._digests[name][1] for name in modules}
-
-
-def first_frame(pixels: Tensor) -> Any:
-    """The first frame of (F, 3, H, W) in [-1, 1] as an 8-bit PIL image: what every pipeline takes as `image`."""
-    from PIL import Image
-
-    frame = ((pixels[0].detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
