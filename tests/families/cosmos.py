@@ -1,4 +1,4 @@
-"""Cosmos 1: EDM preconditioning of data with a standard deviation of 0.5, and `scheduler.step` called twice a timestep.
+"""Cosmos 1: EDM preconditioning of data that spread by 0.5, and `scheduler.step` called twice a timestep.
 
 The network sees x_t / √(σ² + 0.25) and the timestep ln(σ) / 4; of its two calls of `step` the first makes the estimate
 of the clip, the second goes on from it. Latents are normalised by a mean and spread of their own for every latent

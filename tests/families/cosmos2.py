@@ -44,7 +44,7 @@ if not is_torchvision_available():  # of which the pipeline uses one function, t
 
 
 def sharp_vae(seed: int) -> AutoencoderKLWan:
-    """A VAE whose posterior has no width: pipelines draw the given frames from it, the training step takes the mode."""
+    """A VAE whose posterior has no width: pipelines draw the given frames from it, a training step takes the mode."""
     vae = wan.tiny_vae(seed)
     with torch.no_grad():
         vae.quant_conv.weight[vae.config.z_dim :] = 0
@@ -178,13 +178,11 @@ def build_transfer(dtype: torch.dtype = torch.float32, seed: int = 0) -> Cosmos2
     return finish(Cosmos2_5_TransferPipeline(controlnet=randomise(controlnet, seed + 4), **parts), dtype)
 
 
-def velocity_step(
-    pipe, pixels, caption, noise, sigma, weight, given_frames=0, given_clip=None, controls=None
-) -> Tensor:
+def velocity_step(pipe, pixels, caption, noise, sigma, weight, frames=0, given_clip=None, controls=None) -> Tensor:
     """x_t = (1 − σ) x0 + σ ε, target ε − x0; the model's timestep is σ itself, and nearly 0 for given frames."""
     model = pipe.transformer
     x0, noise = wan.encode_video(pipe, pixels), noise[None].float()
-    given = given_mask(x0, given_frames)
+    given = given_mask(x0, frames)
     noised = (1 - sigma) * x0 + sigma * noise
     if given_clip is not None:
         noised = given * wan.encode_video(pipe, given_clip) + (1 - given) * noised
@@ -272,6 +270,6 @@ VARIANTS = (
         call_kwargs={"num_frames_per_chunk": NUM_FRAMES},
         conditioning=lambda example: {"controls": example["edges"]},
         example=lambda pixels: {"edges": images(-pixels)},
-        remark="num_frames_per_chunk must be the clip's num_frames; the transformer is attributed, not the ControlNet.",
+        remark="num_frames_per_chunk must be num_frames; the transformer is attributed, not the ControlNet.",
     ),
 )
