@@ -228,30 +228,6 @@ def test_gradient_checkpointing_changes_nothing(name):
     torch.testing.assert_close(one.gradient(out.loss), expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
 
 
-#: Models that lose much in half precision by themselves (guidance or timesteps near 1000 embedded in eight bits): the
-#: training step written by hand is as far from float32 as ours.
-ROUNDED_BY_THEMSELVES = ("hunyuanvideo", "mochi")
-
-
-@pytest.mark.parametrize("name", sorted(set(variants()) - {"stable-video-diffusion", "wan2.2-5b", "cogvideox-dpm"}))
-def test_bfloat16_is_near_float32(made, name):
-    half, level = Made(name, torch.bfloat16), made(name).step.resolve_timestep(751)
-    ours = half.loss()
-    by_hand = half.family.training_step(half.pipe, half.pixels, CAPTION, half.noise, level.timestep, sigma=level.sigma)
-    assert ours.loss.dtype == torch.float32
-    assert value(ours.loss) == pytest.approx(value(by_hand), rel=2e-3)
-    gradient = half.gradient(ours.loss)
-    assert torch.cosine_similarity(gradient, half.gradient(by_hand), dim=0) > 0.9999
-    if name in ROUNDED_BY_THEMSELVES:
-        return
-    full = made(name)
-    half.latents = full.latents  # what the VAE rounds is not the step's matter
-    ours, expected = half.loss(), full.loss()
-    assert value(ours.loss) == pytest.approx(value(expected.loss), rel=0.01)
-    torch.testing.assert_close(ours.target, expected.target, rtol=0.01, atol=0.01 * float(expected.target.std()))
-    assert torch.cosine_similarity(half.gradient(ours.loss), full.gradient(expected.loss), dim=0) > 0.99
-
-
 # Where a corner of the clip lies in each pipeline's own layout, written by hand.
 UNPACK = {
     "wan2.1": lambda x, pipe, shape: x[0],  # (1, C, T, h, w)
@@ -339,9 +315,7 @@ def test_settings_are_json_and_know_the_weights():
 
 def test_an_image_pipeline_asks_for_the_clip(made):
     one = made("stable-video-diffusion")
-    with pytest.raises(
-        PipelineError, match=r"StableVideoDiffusionPipeline: it is conditioned on image. Pass the clip.*example="
-    ):
+    with pytest.raises(PipelineError, match=r"it is conditioned on image. Pass the clip.*example="):
         one.step.loss(one.latents, CAPTION, noise=one.noise, timestep=751)
     # The last frame in place of the first, from a column of the user's own.
     blank, last = first_frame(torch.zeros_like(one.pixels)), first_frame(one.pixels[-1:])

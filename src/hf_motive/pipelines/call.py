@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from torch.overrides import TorchFunctionMode
 #: Seed of every random number that a pipeline draws for itself during a step (augmentation of a conditioning image,
 #: for instance). The noise of the step is not among them: it is given.
 CALL_SEED = 0
+
+SIDE_METHODS = re.compile(r"prepare_\w+_latents")
 
 
 class PipelineError(RuntimeError):
@@ -64,16 +67,9 @@ class Observation:
     initial: Tensor = field(init=False)  # what prepare_latents returned
     steps: list[Step] = field(default_factory=list)  # of the one timestep: several where the latents come in parts
     decoded: Tensor = field(init=False)  # the argument of vae.decode
+    side: dict[str, Tensor] = field(default_factory=dict)  # method -> latents of a second stream, perhaps
     outputs: dict[str, Any] = field(default_factory=dict)  # denoiser name -> what it returned
     reached: set[str] = field(default_factory=set)  # the doors, by name
-
-    @property
-    def sample(self) -> Tensor:
-        return joined([step.sample for step in self.steps])
-
-    @property
-    def model_output(self) -> Tensor:
-        return joined([step.model_output for step in self.steps])
 
 
 def joined(parts: list[Tensor]) -> Tensor:
@@ -116,7 +112,9 @@ def observe(
     inject: Callable[[Tensor], Tensor] | None = None,
     replay: Mapping[str, Any] | None = None,
     grad: bool = False,
+    side: Mapping[str, float] | None = None,
     steps: int | None = None,
+    hand_on: str = "sample",
 ) -> Observation:
     """Call `pipeline(**arguments)` and stop it after a number of calls of `scheduler.step`, or at `vae.decode`.
 
@@ -128,8 +126,10 @@ def observe(
         inject: Maps the latents that `prepare_latents` returned to the latents the call goes on with.
         replay: Denoiser name -> recorded output, returned in place of running it.
         grad: Switch gradients on at the denoiser's door, so that `model_output` carries its graph.
-        steps: Stop once `scheduler.step` has been called so often. None: go on to `vae.decode`; `scheduler.step`
-            hands its sample on unchanged, in full precision from there.
+        side: Method -> factor of the latents that it returns: the streams beside the clip, such as audio.
+        steps: Stop once `scheduler.step` has been called so often. None: go on to `vae.decode`.
+        hand_on: What `scheduler.step` gives back, unchanged and in full precision from there: its "sample", or its
+            "model_output".
 
     Raises:
         PipelineError: The pipeline returned without passing the doors, or denoises in more than one round.
@@ -142,9 +142,11 @@ def observe(
 
         precision = stack.enter_context(_FullPrecision()) if steps is None else None
         scheduler = copy.deepcopy(pipeline.scheduler)  # the pipeline's own is never touched
-        scheduler.__class__ = _watched(type(scheduler), pipeline, seen, slice_schedule, steps, precision)
+        scheduler.__class__ = _watched(type(scheduler), pipeline, seen, slice_schedule, steps, precision, hand_on)
         vars(pipeline)["scheduler"] = scheduler
         vars(pipeline)["prepare_latents"] = _watched_prepare_latents(pipeline, seen, inject)
+        for name in side_methods(pipeline):
+            vars(pipeline)[name] = _watched_side(getattr(pipeline, name), name, seen, (side or {}).get(name, 1.0))
         vars(pipeline)["_progress_bar_config"] = {"disable": True}
         for name, guider in [(name, part) for name, part in vars(pipeline).items() if isinstance(part, BaseGuidance)]:
             vars(pipeline)[name] = unguided = copy.deepcopy(guider)
@@ -208,6 +210,26 @@ def _watched_prepare_latents(pipeline: Any, seen: Observation, inject: Callable[
     return prepare_latents
 
 
+def side_methods(pipeline: Any) -> list[str]:
+    """Methods that may make latents of a second stream, such as audio: `prepare_…_latents`."""
+    return [name for name in dir(type(pipeline)) if SIDE_METHODS.fullmatch(name)]
+
+
+def _watched_side(original: Callable, name: str, seen: Observation, factor: float) -> Callable:
+    @functools.wraps(original)
+    def prepare(*args, **kwargs):
+        result = original(*args, **kwargs)
+        latents = result[0] if isinstance(result, tuple) else result
+        if not isinstance(latents, Tensor):
+            return result
+        seen.side[name] = latents
+        if factor != 1.0:
+            latents = factor * latents
+        return (latents, *result[1:]) if isinstance(result, tuple) else latents
+
+    return prepare
+
+
 def _watched(
     kind: type,
     pipeline: Any,
@@ -215,6 +237,7 @@ def _watched(
     slice_schedule: Callable,
     steps: int | None,
     precision: _FullPrecision | None,
+    hand_on: str,
 ) -> type:
     """A scheduler class like `kind`, with one timestep in its schedules, and whose steps are seen.
 
@@ -230,23 +253,25 @@ def _watched(
     @functools.wraps(kind.step)
     def step(self, *args, **kwargs):
         own_step = functools.partial(kind.step, self)
-        seen.reached.add("scheduler.step")
-        seen.steps.append(Step(inspect.signature(own_step).bind(*args, **kwargs), unwatched_copy(self)))
-        if len(seen.steps) == steps:
-            raise _Reached
-        sample, model_output = seen.steps[-1].sample, seen.steps[-1].model_output
-        if model_output.shape != sample.shape:
+        this = Step(inspect.signature(own_step).bind(*args, **kwargs), unwatched_copy(self))
+        if this.model_output.shape != this.sample.shape:
             raise PipelineError(
                 pipeline,
-                f"scheduler.step is given a model output {tuple(model_output.shape)} for a sample "
-                f"{tuple(sample.shape)}: a step of that kind is not understood.",
+                f"scheduler.step is given a model output {tuple(this.model_output.shape)} for a sample "
+                f"{tuple(this.sample.shape)}: a step of that kind is not understood.",
             )
-        output = own_step(*args, **kwargs)  # for the type of its result alone
+        seen.reached.add("scheduler.step")
+        if not any(this.sample.data_ptr() == before.sample.data_ptr() for before in seen.steps):
+            seen.steps.append(this)  # and not where the very sample of an earlier call is stepped on
+        if len(seen.steps) == steps:
+            raise _Reached
+        output = own_step(*args, **kwargs)  # for the type of its result, and what else is in it
         if precision is not None:
             precision.on = True
+        stepped = this.call.arguments[hand_on]
         if isinstance(output, tuple):
-            return (sample, *output[1:])
-        output.prev_sample = sample
+            return (stepped, *output[1:])
+        output.prev_sample = stepped
         return output
 
     patched = {"set_timesteps": set_timesteps, "step": step, "_unwatched": kind, "__module__": kind.__module__}

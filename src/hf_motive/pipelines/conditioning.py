@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +19,13 @@ if TYPE_CHECKING:
 #: The argument that takes the number of frames, by the names that pipelines give it.
 FRAME_ARGUMENTS = ("num_frames", "frames", "video_length", "segment_frame_length")
 
-#: What a step asks of every call whose signature has the argument. Guidance is off: training has none.
-CALL_ARGUMENTS = {
-    "guidance_scale": 1.0,
-    "true_cfg_scale": 1.0,
-    "min_guidance_scale": 1.0,
-    "max_guidance_scale": 1.0,
-    "pag_scale": 0.0,
-    "strength": 1.0,  # start from the injected latents, not from a later timestep
-    "decode_noise_scale": 0.0,  # no noise between the latents and vae.decode
-}
+#: What a step asks of every call whose signature has an argument of such a name. Guidance is off: training has none.
+CALL_ARGUMENTS = (
+    (r"(\w+_)?guidance_scale|true_cfg_scale|(\w+_)?modality_scale", 1.0),
+    (r"pag_scale|(\w+_)?stg_scale|(\w+_)?guidance_rescale", 0.0),
+    (r"strength", 1.0),  # start from the injected latents, not from a later timestep
+    (r"decode_noise_scale", 0.0),  # no noise between the latents and vae.decode
+)
 
 
 def video_frames(pixels: Tensor) -> list[Image]:
@@ -81,10 +79,10 @@ class Conditioning:
             "width": width,
             "decode_chunk_size": num_frames,  # all frames in one call of vae.decode
             "num_inference_steps": schedule_steps(pipeline.scheduler),
-            **CALL_ARGUMENTS,
+            **{name: value for name in self._takes for names, value in CALL_ARGUMENTS if re.fullmatch(names, name)},
         }
         if "true_cfg_scale" in self._takes:
-            del wanted["guidance_scale"]  # then guidance is an input of the denoiser, and stays
+            wanted.pop("guidance_scale", None)  # then guidance is an input of the denoiser, and stays
         self._fixed = {name: value for name, value in wanted.items() if name in self._takes}
         self.from_the_clip = ()
 
@@ -98,6 +96,15 @@ class Conditioning:
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         required = [n for n, p in open_.items() if p.default is inspect.Parameter.empty and p.kind in named]
         required = [name for name in required if name not in self._fixed]
+        told_of_video = any("video" in name and name in self._takes for name in told)
+        if not {*FRAME_ARGUMENTS} & self._takes.keys() and not told_of_video and "video" not in required:
+            if "video" not in open_:
+                raise PipelineError(
+                    self.pipeline,
+                    f"its call has no argument for the number of frames ({', '.join(FRAME_ARGUMENTS)}), and is given "
+                    "no video.",
+                )
+            required.append("video")
         unknown = [name for name in required if name not in FROM_THE_CLIP]
         if unknown:
             entries = ", ".join(f"{name!r}: example[{name!r}]" for name in unknown)
@@ -129,10 +136,6 @@ class Conditioning:
         self.names = sorted({*self.from_the_clip, *told})
         arguments |= told
         arguments |= self.call_kwargs
-        if not {*FRAME_ARGUMENTS, "video"} & arguments.keys() and not any("video" in name for name in arguments):
-            raise PipelineError(
-                self.pipeline, f"its call has no argument for the number of frames ({', '.join(FRAME_ARGUMENTS)})."
-            )
         return arguments
 
     def _told(self, example: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,10 @@ from torch import Tensor
 BASE = 16  # of the digits: 0 … 15 survive bfloat16, its affine map included
 
 
+class NothingArrivesError(ValueError):
+    """The target does not depend on the source at all."""
+
+
 @dataclass(frozen=True)
 class AffineGather:
     """`target[j] = scale[j] · source[index[j]] + bias[j]`, on flattened tensors; index −1: constant, nothing arrives.
@@ -55,7 +59,7 @@ class AffineGather:
         bias, scale = zero, one - zero
         arrives = scale.abs() > 1e-6 * scale.abs().max()
         if not torch.isfinite(scale).all() or not arrives.any():
-            raise ValueError("what was put in does not change what arrives")
+            raise NothingArrivesError("what was put in does not change what arrives")
         index = torch.zeros_like(scale, dtype=torch.int64)
         for place, answer in enumerate(digits):
             digit = torch.where(arrives, (answer - bias) / torch.where(arrives, scale, 1.0), 0.0)

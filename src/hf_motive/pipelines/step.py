@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hf_motive.pipelines.call import Observation, PipelineError, joined, observe, unwatched_copy
+from hf_motive.pipelines.call import Observation, PipelineError
 from hf_motive.pipelines.conditioning import Conditioning
-from hf_motive.pipelines.latent_map import AffineGather, LatentMap
-from hf_motive.pipelines.schedule import Schedule, ScheduledTimestep, denoising_affine
+from hf_motive.pipelines.digest import WeightDigests
+from hf_motive.pipelines.learn import learn
+from hf_motive.pipelines.schedule import ScheduledTimestep
 
 #: Components that denoise; all others (text encoders, VAE, image encoders) are held fixed and get no gradient.
 DENOISERS = ("transformer", "transformer_2", "unet")
@@ -57,10 +58,6 @@ class PipelineStep:
         PipelineError: The pipeline does not fit; the message names it and what did not hold.
     """
 
-    _schedule: Schedule
-    _map: LatentMap
-    _covered: Tensor  # bool, as prepare_latents returns: the elements that stand for the clip
-
     def __init__(
         self,
         pipeline: Any,
@@ -82,8 +79,9 @@ class PipelineStep:
         if not self.denoisers:
             raise PipelineError(pipeline, f"it has no denoiser: none of the components {', '.join(DENOISERS)}.")
         self._conditioning = Conditioning(pipeline, num_frames, height, width, conditioning, self.call_kwargs)
-        self._digests: dict[str, tuple[tuple, str]] = {}
-        self._learn(example or {"pixels": torch.zeros(num_frames, 3, height, width)}, check)
+        self._digests = WeightDigests(pipeline)
+        example = example or {"pixels": torch.zeros(num_frames, 3, height, width)}
+        self._learnt = learn(pipeline, self.denoisers, self._conditioning, example, check)
 
     # ------------------------------------------------------------------------------------------------- what is used
 
@@ -94,7 +92,7 @@ class PipelineStep:
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """(C, T, h, w): one clip in the VAE's own layout; a VAE of images has T = frames."""
-        return self._map.latent_shape
+        return self._learnt.map.latent_shape
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
@@ -112,10 +110,10 @@ class PipelineStep:
         vae = self.pipeline.vae
         pixels = pixels.to(self.device, vae.dtype)
         # A video VAE takes (1, 3, F, H, W); a VAE of images one frame at a time, which keeps memory flat.
-        batches = pixels.split(1) if self._map.frame_wise else [pixels.transpose(0, 1).unsqueeze(0)]
+        batches = pixels.split(1) if self._learnt.map.frame_wise else [pixels.transpose(0, 1).unsqueeze(0)]
         encoded = [vae.encode(batch) for batch in batches]
         modes = [e.latent_dist.mode() if hasattr(e, "latent_dist") else e.latents for e in encoded]
-        latents = self._map.from_vae(torch.cat(modes).float())
+        latents = self._learnt.map.from_vae(torch.cat(modes).float())
         if tuple(latents.shape) != self.latent_shape:
             raise PipelineError(
                 self.pipeline,
@@ -131,7 +129,7 @@ class PipelineStep:
 
     def resolve_timestep(self, timestep: float) -> ScheduledTimestep:
         """What the schedule has nearest to `timestep` in [0, 1000], where 1000 is noise in every pipeline."""
-        return self._schedule.resolve(timestep)
+        return self._learnt.schedule.resolve(timestep)
 
     def loss(
         self,
@@ -164,22 +162,24 @@ class PipelineStep:
         ):
             if value is not None and tuple(value.shape) != tuple(shape):
                 raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
-        place, arrive, device = self._schedule.resolve(timestep), self._map.arrive, self._covered.device
-        clip = self._map.latents(latents.to(device, torch.float32))
-        noise = self._map.place(noise.to(device, torch.float32))
+        learnt = self._learnt
+        place, arrive, device = learnt.schedule.resolve(timestep), learnt.map.arrive, learnt.covered.device
+        clip = learnt.map.latents(latents.to(device, torch.float32))
+        noise = learnt.map.place(noise.to(device, torch.float32))
         noised = place.signal * clip + place.sigma * noise
-        seen = self._observe(
+        seen = learnt.observe(
             self._conditioning.arguments(caption, example or {}),
             place.position,
             inject=self._injection(noised),
+            side=learnt.side_factors(place),
             grad=True,
-            steps=self._steps,
+            steps=learnt.steps,
         )
         self._check_arrival(seen, noised)
         prediction = self._prediction(seen)
 
-        a, b = self._affine(seen, place.signal, place.sigma)
-        denoised = (b != 0) & arrive.gather(self._covered)
+        a, b = learnt.affine(seen, place.signal, place.sigma)
+        denoised = (b != 0) & arrive.gather(learnt.covered)
         if not denoised.any():
             raise PipelineError(self.pipeline, f"it denoises nothing at timestep {place.timestep}.")
         per_output = torch.where(denoised, b, 1.0)
@@ -190,7 +190,7 @@ class PipelineStep:
             weights = denoised.float()
         else:
             weight = weight.to(device, torch.float32).expand(self.latent_shape)
-            weights = arrive.gather(self._map.place(weight)) * denoised
+            weights = arrive.gather(self._learnt.map.place(weight)) * denoised
         with torch.enable_grad():
             loss = (weights * torch.where(denoised, prediction - target, 0.0) ** 2).sum() / denoised.sum()
         return StepOutput(loss, prediction, target, weights)
@@ -205,7 +205,7 @@ class PipelineStep:
             "pipeline": type(self.pipeline).__name__,
             "scheduler": type(scheduler).__name__,
             "scheduler_config": hashlib.sha256(config.encode()).hexdigest()[:16],
-            "weights": self._weights(),
+            "weights": self._digests.current(),
             "dtype": str(next(iter(self.denoisers.values())).dtype).removeprefix("torch."),
             "num_frames": self.num_frames,
             "height": self.height,
@@ -215,15 +215,6 @@ class PipelineStep:
         }
 
     # ------------------------------------------------------------------------------------------------------- a call
-
-    def _observe(self, arguments: dict[str, Any], position: int, **options: Any) -> Observation:
-        return observe(
-            self.pipeline,
-            arguments,
-            denoisers=self.denoisers,
-            slice_schedule=lambda scheduler: self._schedule.slice(scheduler, position),
-            **options,
-        )
 
     def _injection(self, latents: Tensor) -> Callable[[Tensor], Tensor]:
         """Replace what the decode map covers; what it does not (padding, conditioned frames) stays the pipeline's."""
@@ -235,18 +226,13 @@ class PipelineStep:
                     f"prepare_latents returned {tuple(own.shape)}, but {tuple(latents.shape)} when its latents were "
                     "learned: every clip of a step must have one shape.",
                 )
-            return torch.where(self._covered.to(own.device), latents.to(own.device), own.float()).to(own.dtype)
+            return torch.where(self._learnt.covered.to(own.device), latents.to(own.device), own.float()).to(own.dtype)
 
         return inject
 
-    def _affine(self, seen: Observation, signal: float, sigma: float) -> tuple[Tensor, Tensor]:
-        """a and b of the scheduler's estimate of the clip, shaped like the sample at `scheduler.step`."""
-        pairs = [denoising_affine(self.pipeline, step.scheduler, step.call, (signal, sigma)) for step in seen.steps]
-        return joined([a for a, _ in pairs]), joined([b for _, b in pairs])
-
     def _prediction(self, seen: Observation) -> Tensor:
         """float32, with its graph."""
-        output = seen.model_output
+        output = self._learnt.model_output(seen)
         if not output.requires_grad:
             trainable = any(p.requires_grad for denoiser in self.denoisers.values() for p in denoiser.parameters())
             raise PipelineError(
@@ -262,145 +248,18 @@ class PipelineStep:
 
     def _check_arrival(self, seen: Observation, noised: Tensor) -> None:
         """The sample at `scheduler.step` must be what was put in, to the rounding of its dtype."""
-        arrive, sample = self._map.arrive, seen.sample.detach().float()
+        arrive, given = self._learnt.map.arrive, self._learnt.sample(seen)
+        sample = given.detach().float()
         if sample.shape != arrive.target_shape:
             raise PipelineError(
                 self.pipeline,
                 f"scheduler.step was given {tuple(sample.shape)}, expected {tuple(arrive.target_shape)}.",
             )
-        expected, here = arrive.gather(noised), arrive.gather(self._covered)
-        rounding = max(torch.finfo(seen.sample.dtype).eps, torch.finfo(seen.initial.dtype).eps)
+        expected, here = arrive.gather(noised), arrive.gather(self._learnt.covered)
+        rounding = max(torch.finfo(given.dtype).eps, torch.finfo(seen.initial.dtype).eps)
         off = torch.where(here, sample - expected, 0.0).abs().max()
         if not off <= 2 * rounding * expected.abs().max():
             raise PipelineError(
                 self.pipeline,
                 f"the injected latents did not arrive at scheduler.step: its sample is off by up to {float(off):.3g}.",
             )
-
-    # ----------------------------------------------------------------------------------------------------- learning
-
-    @torch.no_grad()
-    def _learn(self, example: Mapping[str, Any], check: bool) -> None:
-        """Learn the schedule and the latent map, and check what `loss` will rely on."""
-
-        def learn_schedule(scheduler: Any) -> None:
-            self._schedule = Schedule(self.pipeline, unwatched_copy(scheduler))
-            self._schedule.slice(scheduler, 0)
-
-        arguments, first = self._first_call(example, learn_schedule)
-        self._steps = len(first.steps)
-        if check:
-            again = self._observe(arguments, 0, steps=self._steps)
-            if not torch.equal(first.sample, again.sample) or not _agree(first.model_output, again.model_output):
-                raise PipelineError(
-                    self.pipeline,
-                    "two passes with the same inputs do not agree: something in it is random, or remembered.",
-                )
-        self._learn_map(arguments, first)
-        if check:
-            self._check_map(arguments, first)
-            self._check_spread(first)
-
-    def _first_call(self, example: Mapping[str, Any], slice_schedule: Callable) -> tuple[dict[str, Any], Observation]:
-        """The first call that goes through: with what is required from the clip, or else with one thing more."""
-        errors: list[Exception] = []
-        for from_the_clip in self._conditioning.candidates(example):
-            self._conditioning.from_the_clip = from_the_clip
-            arguments = self._conditioning.arguments("a video", example)
-            try:
-                seen = observe(self.pipeline, arguments, denoisers=self.denoisers, slice_schedule=slice_schedule)
-            except PipelineError:
-                raise
-            except Exception as error:
-                errors.append(error)
-            else:
-                return arguments, seen
-        raise errors[0]
-
-    def _send(self, arguments: dict[str, Any], latents: Tensor, first: Observation) -> Observation:
-        """Send float32 latents through the pipeline to vae.decode; the denoiser repeats what it said before."""
-        return self._observe(arguments, 0, inject=lambda own: latents, replay=first.outputs)
-
-    def _learn_map(self, arguments: dict[str, Any], first: Observation) -> None:
-        shape, device = first.initial.shape, first.initial.device
-        answers = [self._send(arguments, probe, first) for probe in AffineGather.probes(shape, device)]
-        maps = {}
-        for door, tensors in (
-            ("scheduler.step", [answer.sample for answer in answers]),
-            ("vae.decode", [answer.decoded for answer in answers]),
-        ):
-            try:
-                maps[door] = AffineGather.fit(shape, tensors)
-            except ValueError as error:
-                raise PipelineError(
-                    self.pipeline, f"the latents injected at prepare_latents cannot be followed to {door}: {error}."
-                ) from error
-        if not maps["scheduler.step"].is_pure:
-            raise PipelineError(
-                self.pipeline, "the injected latents do not arrive at scheduler.step as they are: they are rescaled."
-            )
-        dimensions = len(maps["vae.decode"].target_shape)
-        if dimensions not in (4, 5) or (dimensions == 5 and maps["vae.decode"].target_shape[0] != 1):
-            raise PipelineError(
-                self.pipeline,
-                f"vae.decode is given {tuple(maps['vae.decode'].target_shape)}, not (1, C, T, h, w) or (T, C, h, w).",
-            )
-        self._map = LatentMap(maps["vae.decode"], maps["scheduler.step"], frame_wise=dimensions == 4)
-        # What does not move with the model output is conditioning: it keeps the pipeline's own values.
-        signal, sigma = self._schedule.noise_kernel(0)
-        denoised = self._map.arrive.ungather(self._affine(first, signal, sigma)[1] != 0, fill=False)
-        self._covered = self._map.decode.covered & self._map.arrive.covered & denoised
-        if not self._covered.any():
-            raise PipelineError(self.pipeline, "it denoises none of the latents that reach vae.decode.")
-
-    def _check_map(self, arguments: dict[str, Any], first: Observation) -> None:
-        """Random latents in VAE units must reach vae.decode as themselves."""
-        latents = self.noise(seed=0).to(first.initial.device)
-        sent = self._map.latents(latents)
-        arrived = self._send(arguments, sent, first).decoded.float()
-        expected = self._map.to_vae(latents)
-        reaches = (self._map.decode.index >= 0).reshape(expected.shape)
-        off = torch.where(reaches, arrived - expected, 0.0).abs().max()
-        if not off <= 1e-3:
-            raise PipelineError(
-                self.pipeline,
-                f"the decode map does not reproduce random latents (off by up to {float(off):.2g}): what it does "
-                "between scheduler.step and vae.decode is not a gather and a per-element affine map.",
-            )
-
-    def _check_spread(self, first: Observation) -> None:
-        """The pipeline starts from noise: its spread must be that of the noise kernel at the first timestep."""
-        initial = first.initial.float()[self._covered]
-        found, expected = float(initial.std()), self._schedule.noise_kernel(0)[1]
-        tolerance = 0.05 + 5 / (2 * initial.numel()) ** 0.5
-        if not abs(found / expected - 1) <= tolerance:
-            raise PipelineError(
-                self.pipeline,
-                f"its initial latents have a standard deviation of {found:.3g}, but the noise kernel of its "
-                f"{type(self.pipeline.scheduler).__name__} says {expected:.3g} at the first timestep: how it noises a "
-                "clip is not understood.",
-            )
-
-    def _weights(self) -> dict[str, str]:
-        """Component -> sha256 over names, dtypes and bytes of its state; computed again where a tensor has changed.
-
-        All components count: another VAE or text encoder gives other features too.
-        """
-        modules = {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
-        for name, module in modules.items():
-            state = module.state_dict()
-            version = tuple((key, tensor.data_ptr(), tensor._version) for key, tensor in state.items())
-            if name not in self._digests or self._digests[name][0] != version:
-                digest = hashlib.sha256()
-                for key, tensor in state.items():
-                    digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-                self._digests[name] = version, digest.hexdigest()[:16]
-        return {name: self._digests[name][1] for name in modules}
-
-
-def _agree(one: Tensor, other: Tensor) -> bool:
-    """Equal but for rounding: some kernels of accelerators do not add in a fixed order."""
-    tolerance = 100 * torch.finfo(one.dtype).eps
-    one, other = one.float(), other.float()
-    return torch.allclose(one, other, rtol=tolerance, atol=tolerance * float(one.abs().max()), equal_nan=True)

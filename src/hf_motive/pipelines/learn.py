@@ -1,0 +1,296 @@
+"""What has to be learnt of a pipeline before its first step: by calling it, with its denoiser stubbed out.
+
+one call as it is            the schedule, how often the scheduler steps, what else is denoised beside the clip
+probes for latents           where each latent goes: to scheduler.step, and to vae.decode (`latent_map.py`)
+probes for the denoiser      which latents move with its output at all: the others are conditioning
+checks                       two calls agree; random latents survive the map; the first noise is as loud as scheduled
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_motive.pipelines.call import Observation, PipelineError, joined, observe, unwatched_copy
+from hf_motive.pipelines.conditioning import Conditioning
+from hf_motive.pipelines.latent_map import AffineGather, LatentMap, NothingArrivesError
+from hf_motive.pipelines.schedule import Schedule, ScheduledTimestep, denoising_affine
+
+
+@dataclass
+class Learnt:
+    """How a pipeline treats the clip.
+
+    Args:
+        call: `observe` for this pipeline.
+        schedule: Its long schedule.
+        parts: Which of the calls of `scheduler.step` are given the clip: one, or one a frame.
+        map: From the result of `prepare_latents` to `scheduler.step` (the parts joined) and to `vae.decode`.
+        covered: bool, like the result of `prepare_latents`: what stands for the clip, and is denoised. The rest
+            (padding, conditioned frames, reference tokens) keeps the pipeline's own values and is out of the loss.
+        side: Methods that make the latents of a second stream (audio), which is denoised beside the clip.
+    """
+
+    pipeline: Any
+    call: Callable[..., Observation]
+    schedule: Schedule
+    parts: list[int]
+    map: LatentMap
+    covered: Tensor
+    side: list[str]
+
+    @property
+    def steps(self) -> int:
+        """After so many calls of `scheduler.step` the clip has been predicted."""
+        return self.parts[-1] + 1
+
+    def observe(self, arguments: dict[str, Any], position: int, **options: Any) -> Observation:
+        """One call at a position of the schedule."""
+        return self.call(arguments, slice_schedule=lambda s: self.schedule.slice(s, position), **options)
+
+    def side_factors(self, place: ScheduledTimestep) -> dict[str, float]:
+        """A second stream is noised like the clip, from silence (zero latents), whatever the timestep."""
+        return dict.fromkeys(self.side, place.sigma / self.schedule.noise_kernel(0)[1])
+
+    def sample(self, seen: Observation) -> Tensor:
+        return joined([seen.steps[part].sample for part in self.parts])
+
+    def model_output(self, seen: Observation) -> Tensor:
+        return joined([seen.steps[part].model_output for part in self.parts])
+
+    def affine(self, seen: Observation, signal: float, sigma: float) -> tuple[Tensor, Tensor]:
+        """a and b of the scheduler's estimate of the clip, shaped like `sample`, float64."""
+        steps = [seen.steps[part] for part in self.parts]
+        pairs = [denoising_affine(self.pipeline, step.scheduler, step.call, (signal, sigma)) for step in steps]
+        return joined([a for a, _ in pairs]), joined([b for _, b in pairs])
+
+
+@torch.no_grad()
+def learn(
+    pipeline: Any,
+    denoisers: Mapping[str, nn.Module],
+    conditioning: Conditioning,
+    example: Mapping[str, Any],
+    check: bool,
+) -> Learnt:
+    """Call a pipeline until it is understood.
+
+    Args:
+        example: What `conditioning` reads.
+        check: Check what was learnt. One pass of the denoiser is saved without.
+
+    Raises:
+        PipelineError: It is not understood; the message names the reason.
+    """
+    call = functools.partial(observe, pipeline, denoisers=denoisers)
+    schedules: list[Schedule] = []
+
+    def learn_schedule(scheduler: Any) -> None:
+        schedules.append(Schedule(pipeline, unwatched_copy(scheduler)))
+        schedules[-1].slice(scheduler, 0)
+
+    arguments, first = _first_call(call, conditioning, example, learn_schedule)
+    schedule = schedules[-1]
+    at_first = functools.partial(call, arguments, slice_schedule=lambda scheduler: schedule.slice(scheduler, 0))
+    if check:
+        _check_repeats(pipeline, first, at_first(steps=len(first.steps)))
+
+    # The denoiser repeats what it said before, while latents are followed through the pipeline.
+    follow = functools.partial(at_first, replay=first.outputs)
+    shape, device = first.initial.shape, first.initial.device
+    answers = [follow(inject=lambda own, probe=probe: probe) for probe in AffineGather.probes(shape, device)]
+    parts, arrive = _follow_to_steps(pipeline, shape, answers)
+    decode = _follow_to_decode(pipeline, shape, answers)
+    latents = LatentMap(decode, arrive, frame_wise=len(decode.target_shape) == 4)
+    learnt = Learnt(pipeline, call, schedule, parts, latents, torch.ones(shape, dtype=torch.bool), [])
+    learnt.covered = _denoised(learnt, first, at_first)
+    learnt.side = _side_streams(learnt, first)
+    if check:
+        _check_map(learnt, follow, device)
+        _check_spread(learnt, first)
+    return learnt
+
+
+def _first_call(
+    call: Callable[..., Observation],
+    conditioning: Conditioning,
+    example: Mapping[str, Any],
+    slice_schedule: Callable,
+) -> tuple[dict[str, Any], Observation]:
+    """The first call that goes through: with what is required from the clip, or else with one thing more."""
+    errors: list[Exception] = []
+    for from_the_clip in conditioning.candidates(example):
+        conditioning.from_the_clip = from_the_clip
+        arguments = conditioning.arguments("a video", example)
+        try:
+            return arguments, call(arguments, slice_schedule=slice_schedule)
+        except PipelineError:
+            raise
+        except Exception as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _follow_to_steps(pipeline: Any, shape: torch.Size, answers: list[Observation]) -> tuple[list[int], AffineGather]:
+    """Which calls of `scheduler.step` the latents reach, and how."""
+    counts = {len(answer.steps) for answer in answers}
+    if len(counts) > 1:
+        raise PipelineError(pipeline, f"how often it calls scheduler.step depends on its latents: {sorted(counts)}.")
+    parts, reason = [], "what was put in does not change what arrives"
+    for part in range(counts.pop()):
+        try:
+            AffineGather.fit(shape, [answer.steps[part].sample for answer in answers])
+        except NothingArrivesError:
+            continue  # another stream, such as audio
+        except ValueError as error:
+            raise _not_followed(pipeline, "scheduler.step", str(error)) from error
+        parts.append(part)
+    if not parts:
+        raise _not_followed(pipeline, "scheduler.step", reason)
+    samples = [joined([answer.steps[part].sample for part in parts]) for answer in answers]
+    try:
+        arrive = AffineGather.fit(shape, samples)
+    except ValueError as error:
+        raise _not_followed(pipeline, "scheduler.step", str(error)) from error
+    if not arrive.is_pure:
+        raise PipelineError(
+            pipeline, "the injected latents do not arrive at scheduler.step as they are: they are rescaled."
+        )
+    return parts, arrive
+
+
+def _follow_to_decode(pipeline: Any, shape: torch.Size, answers: list[Observation]) -> AffineGather:
+    try:
+        decode = AffineGather.fit(shape, [answer.decoded for answer in answers])
+    except ValueError as error:
+        raise _not_followed(pipeline, "vae.decode", str(error)) from error
+    target = decode.target_shape
+    if len(target) not in (4, 5) or (len(target) == 5 and target[0] != 1):
+        raise PipelineError(pipeline, f"vae.decode is given {tuple(target)}, not (1, C, T, h, w) or (T, C, h, w).")
+    return decode
+
+
+def _not_followed(pipeline: Any, door: str, reason: str) -> PipelineError:
+    return PipelineError(pipeline, f"the latents injected at prepare_latents cannot be followed to {door}: {reason}.")
+
+
+def _denoised(learnt: Learnt, first: Observation, at_first: Callable[..., Observation]) -> Tensor:
+    """bool, like the result of `prepare_latents`: what arrives, is decoded, and moves with the denoiser's output.
+
+    The denoiser says zeros, then ones, and `scheduler.step` hands its model output on: pipelines overwrite what they
+    condition on before the step (in the prediction), in it (timesteps for each token) or behind it.
+    """
+    pipeline, decode, arrive = learnt.pipeline, learnt.map.decode, learnt.map.arrive
+    zeros, ones = (
+        at_first(replay=_filled(first.outputs, value), hand_on="model_output").decoded.float().flatten()
+        for value in (0.0, 1.0)
+    )
+    scale = torch.where(decode.index >= 0, decode.scale, 1.0)
+    slope = decode.ungather(((ones - zeros) / scale).abs())
+    signal, sigma = learnt.schedule.noise_kernel(0)
+    stepped = arrive.ungather(learnt.affine(first, signal, sigma)[1] != 0, fill=False)
+    denoised = decode.covered & arrive.covered & stepped & (slope > 1e-6 * slope.max())
+    if not denoised.any():
+        raise PipelineError(pipeline, "it denoises none of the latents that reach vae.decode.")
+    lowest, highest = float(slope[denoised].min()), float(slope[denoised].max())
+    if not lowest >= 0.9 * highest:
+        raise PipelineError(
+            pipeline,
+            f"it mixes its prediction with conditioning by parts (from {lowest:.2g} to {highest:.2g}): such elements "
+            "are neither denoised nor given, and have no training target. Condition with full strength.",
+        )
+    return denoised
+
+
+def _filled(output: Any, value: float) -> Any:
+    """A denoiser's output, whatever it is made of, with every floating-point tensor filled with one value."""
+    if isinstance(output, Tensor):
+        return torch.full_like(output, value) if output.is_floating_point() else output
+    if isinstance(output, dict):
+        filled = {name: _filled(part, value) for name, part in output.items()}
+        return filled if type(output) is dict else type(output)(**filled)
+    if isinstance(output, (list, tuple)):
+        return type(output)(_filled(part, value) for part in output)
+    return output
+
+
+def _side_streams(learnt: Learnt, first: Observation) -> list[str]:
+    """The methods whose latents a scheduler steps beside the clip."""
+    found = []
+    for part, step in enumerate(first.steps):
+        if part in learnt.parts:
+            continue
+        sample = step.sample.float().flatten()
+        names = [name for name, own in first.side.items() if torch.equal(own.float().flatten(), sample)]
+        expected = learnt.schedule.noise_kernel(0)[1]
+        if not names:
+            raise PipelineError(
+                learnt.pipeline,
+                f"it denoises a second stream of latents {tuple(step.sample.shape)} beside the clip, and where that "
+                "comes from is not understood.",
+            )
+        if not abs(float(sample.std()) / expected - 1) <= _spread_tolerance(sample):
+            raise PipelineError(
+                learnt.pipeline,
+                f"the second stream that {names[0]} makes does not start from noise: latents given for it would need "
+                "noise of their own. Leave them out: the stream is then silence, noised like the clip.",
+            )
+        found += names
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ checks
+
+
+def _check_repeats(pipeline: Any, first: Observation, again: Observation) -> None:
+    for one, other in zip(first.steps, again.steps, strict=True):
+        if not torch.equal(one.sample, other.sample) or not _agree(one.model_output, other.model_output):
+            raise PipelineError(
+                pipeline, "two passes with the same inputs do not agree: something in it is random, or remembered."
+            )
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    """Equal but for rounding: some kernels of accelerators do not add in a fixed order."""
+    tolerance = 100 * torch.finfo(one.dtype).eps
+    one, other = one.float(), other.float()
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance * float(one.abs().max()), equal_nan=True)
+
+
+def _check_map(learnt: Learnt, follow: Callable[..., Observation], device: torch.device) -> None:
+    """Random latents in VAE units must reach vae.decode as themselves."""
+    shape = learnt.map.latent_shape
+    latents = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0)).to(device)
+    sent = learnt.map.latents(latents)
+    arrived = follow(inject=lambda own: sent).decoded.float()
+    expected = learnt.map.to_vae(latents)
+    reaches = (learnt.map.decode.index >= 0).reshape(expected.shape)
+    off = torch.where(reaches, arrived - expected, 0.0).abs().max()
+    if not off <= 1e-3:
+        raise PipelineError(
+            learnt.pipeline,
+            f"the decode map does not reproduce random latents (off by up to {float(off):.2g}): what it does "
+            "between scheduler.step and vae.decode is not a gather and a per-element affine map.",
+        )
+
+
+def _check_spread(learnt: Learnt, first: Observation) -> None:
+    """The pipeline starts from noise: its spread must be that of the noise kernel at the first timestep."""
+    initial = first.initial.float()[learnt.covered]
+    found, expected = float(initial.std()), learnt.schedule.noise_kernel(0)[1]
+    if not abs(found / expected - 1) <= _spread_tolerance(initial):
+        raise PipelineError(
+            learnt.pipeline,
+            f"its initial latents have a standard deviation of {found:.3g}, but the noise kernel of its "
+            f"{type(learnt.pipeline.scheduler).__name__} says {expected:.3g} at the first timestep: how it noises a "
+            "clip is not understood.",
+        )
+
+
+def _spread_tolerance(latents: Tensor) -> float:
+    return 0.05 + 5 / (2 * latents.numel()) ** 0.5
