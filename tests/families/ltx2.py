@@ -98,6 +98,7 @@ def tiny_audio_vae(seed: int) -> AutoencoderKLLTX2Audio:
 def parts(seed: int = 0, **transformer: Any) -> dict[str, Any]:
     """The components of every LTX-2 pipeline, by name; keyword arguments add to the transformer's configuration."""
     tokenizer = character_tokenizer(TEXT_LENGTH)
+    tokenizer.padding_side = "left"  # as Gemma's; some pipelines read it before they set it
     connectors = LTX2TextConnectors(
         caption_channels=TEXT_DIM,
         text_proj_in_factor=3,  # hidden states of the text encoder
@@ -172,18 +173,14 @@ def tokens(latents: Tensor) -> Tensor:
     return latents.flatten(2).transpose(1, 2).contiguous()
 
 
-def audio_stream(
-    video_draws: tuple[int, ...], sigma: float, clean: Tensor | float = 0.0, packed: bool = False
-) -> Tensor:
-    """Noised audio (1, L, C·M): `clean`, with noise from the generator that has drawn the video's before it."""
+def audio_stream(video_draws: tuple[int, ...], sigma: float, length: int = AUDIO[2], packed: bool = False) -> Tensor:
+    """Silence (1, L, C·M), zeros, with noise from the generator that has drawn the video's before it."""
     generator = torch.Generator().manual_seed(0)
     torch.randn(video_draws, generator=generator)
-    _, channels, length, bins = AUDIO
+    _, channels, _, bins = AUDIO
     if packed:  # some siblings draw in the layout of the tokens
-        noise = torch.randn(1, length, channels * bins, generator=generator)
-    else:
-        noise = torch.randn(AUDIO, generator=generator).transpose(1, 2).flatten(2)
-    return (1 - sigma) * clean + sigma * noise
+        return sigma * torch.randn(1, length, channels * bins, generator=generator)
+    return sigma * torch.randn(1, channels, length, bins, generator=generator).transpose(1, 2).flatten(2)
 
 
 def denoise(
@@ -192,9 +189,7 @@ def denoise(
     """The velocity of each token; `per_token` (1, S) is 1 where a token is at the timestep, 0 where it is clean."""
     model, level = pipe.transformer, torch.tensor([timestep])
     with torch.no_grad():
-        embeds, mask, _, _ = pipe.encode_prompt(
-            caption, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH
-        )
+        embeds, mask = pipe._get_gemma_prompt_embeds(caption, max_sequence_length=TEXT_LENGTH)
         text, audio_text, mask = pipe.connectors(embeds, mask, padding_side="left")
     return model(
         hidden_states=hidden.to(model.dtype),
@@ -225,15 +220,6 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
     audio = audio_stream(x0.shape, sigma)
     prediction = denoise(pipe, noised, audio, caption, timestep, torch.ones(1, noised.shape[1]))
     return weighted_mse(prediction.transpose(1, 2).unflatten(2, LATENTS[1:]), noise - x0, weight)
-
-
-def audio_of(example: dict[str, Any]) -> dict[str, Any]:
-    return {"audio_latents": example["audio_latents"]}
-
-
-def example_audio(pixels: Tensor) -> dict[str, Tensor]:
-    """Audio latents (1, C, L, M) as the audio VAE has them, of a clip's row."""
-    return {"audio_latents": torch.randn(AUDIO, generator=torch.Generator().manual_seed(11))}
 
 
 VARIANTS = (
