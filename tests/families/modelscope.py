@@ -51,7 +51,7 @@ def build(dtype: torch.dtype = torch.float32, seed: int = 0, cls: type = TextToV
         up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
         cross_attention_dim=TEXT_DIM,
         attention_head_dim=4,
-        norm_num_groups=4,
+        norm_num_groups=2,
     )
     scheduler = DDIMScheduler(
         beta_start=0.00085,
