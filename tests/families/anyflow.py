@@ -27,6 +27,7 @@ CLIP = (wan.NUM_FRAMES, wan.HEIGHT, wan.WIDTH)
 INSTANT = {"use_mean_velocity": False}
 PARTS = {
     "num_attention_heads": 2,
+    "attention_head_dim": 16,  # the fewest that FlexAttention takes unpadded
     "in_channels": 4,
     "out_channels": 4,
     "text_dim": wan.TEXT_DIM,
@@ -49,14 +50,13 @@ def parts(transformer: nn.Module, seed: int) -> dict[str, Any]:
 
 
 def build(dtype: torch.dtype = torch.float32, seed: int = 0) -> AnyFlowPipeline:
-    transformer = AnyFlowTransformer3DModel(attention_head_dim=12, **PARTS)
+    transformer = AnyFlowTransformer3DModel(**PARTS)
     return finish(AnyFlowPipeline(**parts(transformer, seed)), dtype)
 
 
 def build_causal(dtype: torch.dtype = torch.float32, seed: int = 0) -> AnyFlowFARPipeline:
-    """Heads of 16 channels, the fewest that FlexAttention takes."""
     transformer = AnyFlowFARTransformer3DModel(
-        attention_head_dim=16, compressed_patch_size=(1, 2, 2), full_chunk_limit=1, chunk_partition=(3,), **PARTS
+        compressed_patch_size=(1, 2, 2), full_chunk_limit=1, chunk_partition=(3,), **PARTS
     )
     return finish(AnyFlowFARPipeline(**parts(transformer, seed)), dtype)
 
