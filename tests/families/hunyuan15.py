@@ -8,6 +8,8 @@ pass is the conditional one.
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from diffusers import (
     AutoencoderKLHunyuanVideo15,
@@ -42,12 +44,15 @@ CHAT = (
 )
 
 
-def qwen_tokenizer(system_message: str) -> tuple[PreTrainedTokenizerFast, int]:
-    """A tokenizer with a chat template, and how many of its tokens stand before the caption."""
+def qwen_tokenizer() -> PreTrainedTokenizerFast:
+    """With a chat template, of which the pipelines cut off 108 tokens: all that stands before the caption."""
+    encode = inspect.signature(HunyuanVideo15Pipeline._get_mllm_prompt_embeds)
+    system_message = encode.parameters["system_message"].default
     before = f"<|im_start|>system\n{system_message}<|im_end|>\n<|im_start|>user\n"
-    tokenizer = chat_tokenizer(before + "assistant", bos=False)
+    tokenizer = chat_tokenizer(before + "assistant", bos=False, spelled=("aspects", "light"))  # or there were 98
     tokenizer.chat_template = CHAT
-    return tokenizer, len(tokenizer(before).input_ids)
+    assert len(tokenizer(before).input_ids) == 108
+    return tokenizer
 
 
 def tiny_qwen(vocabulary: int, seed: int) -> Qwen2_5_VLTextModel:
@@ -69,9 +74,7 @@ def tiny_qwen(vocabulary: int, seed: int) -> Qwen2_5_VLTextModel:
 
 def parts(seed: int) -> dict:
     """What both pipelines have."""
-    system_message = HunyuanVideo15Pipeline._get_mllm_prompt_embeds.__defaults__[-2]
-    tokenizer, _ = qwen_tokenizer(system_message)
-    tokenizer_2 = ByT5Tokenizer()
+    tokenizer, tokenizer_2 = qwen_tokenizer(), ByT5Tokenizer()
     byt5 = T5Config(
         vocab_size=len(tokenizer_2),
         d_model=TEXT_DIM_2,
@@ -110,7 +113,6 @@ def parts(seed: int) -> dict:
 
 def shorten(pipe):
     """Token counts that a tiny transformer can afford: 1000 + 256 + 729 as released."""
-    pipe.prompt_template_encode_start_idx = qwen_tokenizer(pipe.system_message)[1]
     pipe.tokenizer_max_length, pipe.tokenizer_2_max_length = 64, 32
     pipe.vision_num_semantic_tokens = IMAGE_TOKENS
     return pipe

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import re
 import string
+from collections.abc import Collection
 
 import torch
 from diffusers import (
@@ -50,13 +51,14 @@ GUIDANCE = 1.0  # the default of these pipelines, embedded where the model takes
 WORDS = r"<\|\w+\|>|<image>|\n+|\w+|[^\w\s]"  # of a chat template, its marks whole
 
 
-def chat_tokenizer(template: str, words: str = WORDS, bos: bool = True) -> PreTrainedTokenizerFast:
-    """The template's words and marks whole, all other words letter by letter; spaces are dropped."""
+def chat_tokenizer(template: str, bos: bool = True, spelled: Collection[str] = ()) -> PreTrainedTokenizerFast:
+    """The template's words and marks whole but for the `spelled`, all others letter by letter; spaces are dropped."""
     letters = sorted(set(string.printable) - set(string.whitespace))
-    pieces = ["<pad>", "<s>", "<unk>", *letters, *("##" + letter for letter in letters), *re.findall(words, template)]
+    words = [word for word in re.findall(WORDS, template) if word not in spelled]
+    pieces = ["<pad>", "<s>", "<unk>", *letters, *("##" + letter for letter in letters), *words]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Split(Regex(words), "removed", invert=True)
+    tokenizer.pre_tokenizer = Split(Regex(WORDS), "removed", invert=True)
     if bos:
         tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])])
     return PreTrainedTokenizerFast(
