@@ -64,7 +64,7 @@ VARIANTS = (
         WIDTH,
         LATENTS,
         conditioning=lambda example: {"image": first_frame(example["pixels"])},
-        remark="Image-to-video where `conditioning` gives an `image`. diffusers 0.42.1 loses the image's SigLIP tokens "
-        "on the way: HunyuanVideo15ImageToVideoPipeline does not.",
+        remark="Image-to-video where `conditioning` gives an `image`. diffusers 0.42.1 loses its SigLIP tokens on "
+        "the way: HunyuanVideo15ImageToVideoPipeline does not.",
     ),
 )
