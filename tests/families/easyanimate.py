@@ -142,7 +142,7 @@ def training_step(
         timestep=torch.tensor([timestep], dtype=model.dtype),
         encoder_hidden_states=embeds.to(model.dtype),
         return_dict=False,
-        **{name: latents(pipe, pixels, noise.shape[1:]) for name, latents in conditions.items()},
+        **{name: latents(pipe, pixels, noise.shape[1:]).to(model.dtype) for name, latents in conditions.items()},
     )[0]
     return weighted_mse(prediction, noise - x0, weight)
 
