@@ -2,7 +2,6 @@
 
 The denoiser sees two streams at one noise level and predicts both; the step takes the video's prediction, and audio is
 an input. Audio that nobody gives is at its mean, zeros, with noise of that level; the noise is the pipeline's draw.
-Each stream has guidance of three kinds, which `CALL_KWARGS` switch off.
 """
 
 from __future__ import annotations
@@ -37,16 +36,7 @@ LATENTS = (8, 3, 3, 4)  # (C, T, h, w)
 AUDIO = (1, 2, 18, 4)  # (1, C, L, M): 17 frames at 24 a second, 25 audio latents a second
 FRAME_RATE = 24.0  # the pipelines' default
 TEXT_DIM, TEXT_LENGTH = 8, 32
-CALL_KWARGS = {
-    "stg_scale": 0.0,
-    "modality_scale": 1.0,
-    "guidance_rescale": 0.0,
-    "audio_guidance_scale": 1.0,
-    "audio_stg_scale": 0.0,
-    "audio_modality_scale": 1.0,
-    "audio_guidance_rescale": 0.0,
-    "max_sequence_length": TEXT_LENGTH,
-}
+CALL_KWARGS = {"max_sequence_length": TEXT_LENGTH}
 
 
 def tiny_gemma(vocabulary: int, seed: int) -> Gemma3ForConditionalGeneration:
