@@ -254,7 +254,7 @@ VARIANTS = (
         *CLIP,
         conditioning=control_mask_and_reference,
         example=vace_example,
-        remark="Control video, mask and reference images are given by `conditioning`.",
+        remark="`conditioning` gives the control video, the mask and the reference images",
     ),
     Variant(
         "wan2.2-vace-inpainting",
@@ -275,7 +275,7 @@ VARIANTS = (
         *CLIP,
         conditioning=animated,
         example=animate_example,
-        remark="Reference image, pose and face videos, as long as the clip, are given by `conditioning`.",
+        remark="`conditioning` gives the reference image and the pose and face videos, as long as the clip",
     ),
     Variant(
         "wan2.2-animate-replace",

@@ -218,7 +218,7 @@ VARIANTS = (
         training_step_with_last_frame,
         *CLIP,
         conditioning=first_and_last,
-        remark="A last frame is given by `conditioning`.",
+        remark="`conditioning` gives the last frame",
     ),
     Variant(
         "wan2.2-a14b-i2v",
@@ -238,6 +238,6 @@ VARIANTS = (
         wan22_5b.HEIGHT,
         wan22_5b.WIDTH,
         wan22_5b.LATENTS,
-        remark="The first latent frame is given: it is out of the loss.",
+        remark="the first latent frame is given, and out of the loss",
     ),
 )

@@ -72,7 +72,7 @@ VARIANTS = (
         wan.HEIGHT,
         wan.WIDTH,
         wan.LATENTS,
-        remark="The step of text-to-video: the clip to start from is the clip itself.",
+        remark="the step of text-to-video: the clip to start from is the clip itself",
     ),
     Variant(
         "lucy-edit",
@@ -85,6 +85,6 @@ VARIANTS = (
         wan22_5b.LATENTS,
         conditioning=source_of,
         example=lambda pixels: {"source": to_pil(before_the_edit(pixels))},
-        remark="Give the clip before the edit as `video`; untold, a clip is its own source.",
+        remark="`conditioning` gives the clip before the edit as `video`; untold, a clip is its own source",
     ),
 )
