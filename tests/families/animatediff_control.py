@@ -20,23 +20,26 @@ from diffusers import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     LCMScheduler,
+    MotionAdapter,
     SparseControlNetModel,
+    UNet2DConditionModel,
 )
 from PIL import Image
 from torch import Tensor, nn
 
 from tests.families import animatediff
-from tests.families.animatediff import CHANNELS, HEIGHT, LATENTS, NUM_FRAMES, TEXT_DIM, WIDTH
+from tests.families.animatediff import HEIGHT, LATENTS, NUM_FRAMES, TEXT_DIM, WIDTH
 from tests.families.common import Variant, finish, posterior_mode_of_frames, randomise, weighted_mse
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear"}
+CHANNELS = (16, 32)
 GIVEN = [0, 3]  # the frames that SparseCtrl is given
 BRANCH: dict[str, Any] = {
     "block_out_channels": CHANNELS,
     "layers_per_block": 1,
     "cross_attention_dim": TEXT_DIM,
     "attention_head_dim": 2,
-    "norm_num_groups": 2,
+    "norm_num_groups": 4,
     "conditioning_embedding_out_channels": (4, 8, 8),  # as many levels as the VAE
 }
 
@@ -48,10 +51,37 @@ def linear_ddim() -> DDIMScheduler:
     return DDIMScheduler(**BETAS, steps_offset=1, clip_sample=False, timestep_spacing="linspace")
 
 
+def motion_adapter(conv_in_channels: int | None = None) -> MotionAdapter:
+    return MotionAdapter(
+        block_out_channels=CHANNELS,
+        motion_layers_per_block=1,
+        motion_norm_num_groups=4,
+        motion_num_attention_heads=2,
+        motion_max_seq_length=16,
+        conv_in_channels=conv_in_channels,
+    )
+
+
+def image_unet(**options: Any) -> UNet2DConditionModel:
+    settings = {
+        "sample_size": 8,
+        "block_out_channels": CHANNELS,
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": TEXT_DIM,
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+    }
+    return UNet2DConditionModel(**{**settings, **options})
+
+
 def joined(cls: type, scheduler: Any, dtype: torch.dtype, seed: int, **parts: nn.Module) -> DiffusionPipeline:
-    """Another pipeline around AnimateDiff's tiny parts, some of them exchanged or added."""
-    components = animatediff.build(seed=seed).components
-    return finish(cls(**{**components, "scheduler": scheduler, **parts}), dtype)
+    """A pipeline of AnimateDiff's kind around its tiny VAE and text encoder, with some parts exchanged or added."""
+    components = animatediff.build(seed=seed).components | {"unet": image_unet(), "motion_adapter": motion_adapter()}
+    pipe = cls(**{**components, "scheduler": scheduler, **parts})
+    randomise(pipe.unet, seed + 3)  # image model and motion adapter as one, after the pipeline has joined them
+    return finish(pipe, dtype)
 
 
 def certain(vae: nn.Module) -> nn.Module:
@@ -115,19 +145,16 @@ def build_video_controlnet(
     return joined(cls, linear_ddim(), dtype, seed, controlnet=controlnet(seed + 4))
 
 
-def edges(pixels: Tensor) -> list[Image.Image]:
-    """What a dataset of controls holds: each frame's horizontal differences, as 8-bit RGB images."""
-    differences = (pixels - pixels.roll(1, dims=-1)).abs().mean(1, keepdim=True).clamp(max=1).expand_as(pixels)
-    frames = (differences * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+def images(frames: Tensor) -> list[Image.Image]:
+    """(F, 3, H, W) in [0, 1] as 8-bit images."""
+    frames = (frames * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
     return [Image.fromarray(frame.contiguous().numpy()) for frame in frames]
 
 
-def controls(pixels: Tensor) -> Tensor:
-    """(F, 3, H, W) in [0, 1]: `edges`, as the control branch reads them."""
-    frames = [
-        torch.frombuffer(bytearray(e.tobytes()), dtype=torch.uint8).view(*pixels.shape[2:], 3) for e in edges(pixels)
-    ]
-    return torch.stack(frames).permute(0, 3, 1, 2).float() / 255
+def edges(pixels: Tensor) -> Tensor:
+    """A control video (F, 3, H, W) in [0, 1], of 8-bit values: each frame's horizontal differences."""
+    differences = (pixels - pixels.roll(1, dims=-1)).abs().mean(1, keepdim=True).clamp(max=1).expand_as(pixels)
+    return (differences * 255).round() / 255
 
 
 # ------------------------------------------------------------------------------------------------- training, by hand
@@ -146,55 +173,36 @@ def noised_and_text(pipe, pixels, caption, noise, alpha: float) -> tuple[Tensor,
     return (alpha**0.5 * x0 + (1 - alpha) ** 0.5 * noise).to(pipe.unet.dtype), text.to(pipe.unet.dtype)
 
 
+def denoise(pipe, noised: Tensor, text: Tensor, timestep: float, seen: Tensor, **control: Tensor) -> Tensor:
+    """The UNet's output, with the residuals of a control branch that sees `seen`."""
+    t, dtype = torch.tensor(int(timestep)), pipe.unet.dtype
+    control = {name: tensor.to(dtype) for name, tensor in control.items()}
+    with torch.no_grad():
+        down, middle = pipe.controlnet(seen, t, encoder_hidden_states=text, **control, return_dict=False)
+    residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+    return pipe.unet(noised, t, encoder_hidden_states=text, **residuals).sample
+
+
 def controlled_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=None) -> Tensor:
     """ε-prediction, with betas linear from 0.00085 to 0.012; the branch sees each noised frame and its control."""
-    t, noise = torch.tensor(int(timestep)), noise[None].float()
-    noised, text = noised_and_text(pipe, pixels, caption, noise, float(linear_alphas()[int(timestep)]))
-    with torch.no_grad():
-        down, middle = pipe.controlnet(
-            noised[0].transpose(0, 1),  # (F, C, h, w)
-            t,
-            encoder_hidden_states=text,
-            controlnet_cond=controls(pixels).to(noised.dtype),
-            return_dict=False,
-        )
-    prediction = pipe.unet(
-        noised,
-        t,
-        encoder_hidden_states=text,
-        down_block_additional_residuals=down,
-        mid_block_additional_residual=middle,
-    ).sample
-    return weighted_mse(prediction, noise, weight)
+    noise, alpha = noise[None].float(), float(linear_alphas()[int(timestep)])
+    noised, text = noised_and_text(pipe, pixels, caption, noise, alpha)
+    frames = noised[0].transpose(0, 1)  # (F, C, h, w)
+    return weighted_mse(denoise(pipe, noised, text, timestep, frames, controlnet_cond=edges(pixels)), noise, weight)
 
 
 def sparse_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=None) -> Tensor:
     """As above, the noise level from `sigma`, since Karras' timesteps are rounded; the frames not given are blank."""
-    t, noise, frames = torch.tensor(int(timestep)), noise[None].float(), pixels.shape[0]
+    noise = noise[None].float()
     noised, text = noised_and_text(pipe, pixels, caption, noise, 1 - sigma**2)
     if pipe.controlnet.use_simplified_condition_embedding:
         given = posterior_mode_of_frames(pipe.vae, pixels[GIVEN]) * pipe.vae.config.scaling_factor
     else:
-        given = controls(pixels)[GIVEN].transpose(0, 1)[None]
-    control = torch.zeros(1, given.shape[1], frames, *given.shape[-2:])
-    mask = torch.zeros(1, 1, frames, *given.shape[-2:])
-    control[:, :, GIVEN], mask[:, :, GIVEN] = given, 1.0
-    with torch.no_grad():
-        down, middle = pipe.controlnet(
-            noised,
-            t,
-            encoder_hidden_states=text,
-            controlnet_cond=control.to(noised.dtype),
-            conditioning_mask=mask.to(noised.dtype),
-            return_dict=False,
-        )
-    prediction = pipe.unet(
-        noised,
-        t,
-        encoder_hidden_states=text,
-        down_block_additional_residuals=down,
-        mid_block_additional_residual=middle,
-    ).sample
+        given = edges(pixels)[GIVEN].transpose(0, 1)[None]
+    condition = torch.zeros(1, given.shape[1], pixels.shape[0], *given.shape[-2:])
+    mask = torch.zeros_like(condition[:, :1])
+    condition[:, :, GIVEN], mask[:, :, GIVEN] = given, 1.0
+    prediction = denoise(pipe, noised, text, timestep, noised, controlnet_cond=condition, conditioning_mask=mask)
     return weighted_mse(prediction, noise, weight)
 
 
@@ -210,18 +218,12 @@ SHAPE = (NUM_FRAMES, HEIGHT, WIDTH, LATENTS)
 CONTROLLED: dict[str, Any] = {
     "denoisers": ("unet",),
     "conditioning": lambda example: {"conditioning_frames": example["controls"]},
-    "example": lambda pixels: {"controls": edges(pixels)},
+    "example": lambda pixels: {"controls": images(edges(pixels))},
 }
 SPARSE = CONTROLLED | {
     "call_kwargs": {"controlnet_frame_indices": GIVEN},
     "remark": "controlnet_frame_indices belong in call_kwargs; the ControlNet is held fixed",
 }
-
-
-def some_frames(pixels: Tensor) -> list[Image.Image]:
-    """The clip's own frames at GIVEN, 8-bit."""
-    frames = ((pixels[GIVEN] + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-    return [Image.fromarray(frame.contiguous().numpy()) for frame in frames]
 
 
 VARIANTS = (
@@ -240,7 +242,7 @@ VARIANTS = (
         build_sparse,
         sparse_step,
         *SHAPE,
-        **SPARSE | {"example": lambda pixels: {"controls": [edges(pixels)[i] for i in GIVEN]}},
+        **SPARSE | {"example": lambda pixels: {"controls": images(edges(pixels)[GIVEN])}},
     ),
     Variant(
         "animatediff-sparsectrl-rgb",
@@ -248,7 +250,7 @@ VARIANTS = (
         build_sparse_images,
         sparse_step,
         *SHAPE,
-        **SPARSE | {"example": lambda pixels: {"controls": some_frames(pixels)}},
+        **SPARSE | {"example": lambda pixels: {"controls": images((pixels[GIVEN] + 1) / 2)}},
     ),
     Variant(
         "animatediff-video2video",

@@ -14,20 +14,26 @@ from diffusers import (
     AnimateDiffPAGPipeline,
     AnimateDiffSDXLPipeline,
     EulerDiscreteScheduler,
-    MotionAdapter,
     PIAPipeline,
     UNet2DConditionModel,
 )
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from tests.families import animatediff
-from tests.families.animatediff import CHANNELS, HEIGHT, LATENTS, NUM_FRAMES, TEXT_DIM, WIDTH
-from tests.families.animatediff_control import certain, joined, linear_alphas, linear_ddim, noised_and_text, video_step
+from tests.families.animatediff import HEIGHT, LATENTS, NUM_FRAMES, TEXT_DIM, WIDTH
+from tests.families.animatediff_control import (
+    certain,
+    image_unet,
+    joined,
+    linear_alphas,
+    linear_ddim,
+    motion_adapter,
+    noised_and_text,
+    video_step,
+)
 from tests.families.common import (
     Variant,
     character_tokenizer,
-    finish,
     posterior_mode_of_frames,
     randomise,
     scaled_linear_alphas,
@@ -39,31 +45,6 @@ LIKENESS = (1.0, 0.9, 0.85, 0.85, 0.85, 0.8)  # PIA's mask for small motion (mot
 
 
 # ------------------------------------------------------------------------------------------------------------- parts
-
-
-def motion_adapter(conv_in_channels: int | None = None) -> MotionAdapter:
-    return MotionAdapter(
-        block_out_channels=CHANNELS,
-        motion_layers_per_block=1,
-        motion_norm_num_groups=4,
-        motion_num_attention_heads=2,
-        motion_max_seq_length=16,
-        conv_in_channels=conv_in_channels,
-    )
-
-
-def image_unet(**options: Any) -> UNet2DConditionModel:
-    settings = {
-        "sample_size": 8,
-        "block_out_channels": CHANNELS,
-        "layers_per_block": 1,
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "cross_attention_dim": TEXT_DIM,
-        "attention_head_dim": 2,
-        "norm_num_groups": 4,
-    }
-    return UNet2DConditionModel(**{**settings, **options})
 
 
 def sdxl_unet() -> UNet2DConditionModel:
@@ -106,33 +87,18 @@ def build_pag(dtype: torch.dtype = torch.float32, seed: int = 0) -> AnimateDiffP
 
 
 def build_sdxl(dtype: torch.dtype = torch.float32, seed: int = 0) -> AnimateDiffSDXLPipeline:
-    vae = animatediff.build(seed=seed).vae
-    vae.register_to_config(scaling_factor=0.13025)
-    pipe = AnimateDiffSDXLPipeline(
-        vae=vae,
-        **sdxl_text(seed),
-        unet=sdxl_unet(),
-        motion_adapter=motion_adapter(),
-        scheduler=linear_ddim(),
-    )
-    randomise(pipe.unet, seed + 3)
-    return finish(pipe, dtype)
+    pipe = joined(AnimateDiffSDXLPipeline, linear_ddim(), dtype, seed, unet=sdxl_unet(), **sdxl_text(seed))
+    pipe.vae.register_to_config(scaling_factor=0.13025)
+    return pipe
 
 
 def build_pia(dtype: torch.dtype = torch.float32, seed: int = 0) -> PIAPipeline:
-    parts = animatediff.build(seed=seed)
-    pipe = PIAPipeline(
-        vae=certain(parts.vae),
-        text_encoder=parts.text_encoder,
-        tokenizer=parts.tokenizer,
-        unet=image_unet(),
-        motion_adapter=motion_adapter(conv_in_channels=9),
-        scheduler=EulerDiscreteScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
-        ),
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
     )
-    randomise(pipe.unet, seed + 3)
-    return finish(pipe, dtype)
+    pipe = joined(PIAPipeline, scheduler, dtype, seed, motion_adapter=motion_adapter(conv_in_channels=9))
+    certain(pipe.vae)
+    return pipe
 
 
 # ------------------------------------------------------------------------------------------------- training, by hand

@@ -45,13 +45,13 @@ def build(dtype: torch.dtype = torch.float32, seed: int = 0, cls: type = TextToV
     )
     unet = UNet3DConditionModel(
         sample_size=8,
-        block_out_channels=(8, 16),
+        block_out_channels=(16, 32),
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
         up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
         cross_attention_dim=TEXT_DIM,
         attention_head_dim=4,
-        norm_num_groups=2,
+        norm_num_groups=4,
     )
     scheduler = DDIMScheduler(
         beta_start=0.00085,

@@ -17,7 +17,8 @@ from diffusers import (
 
 from tests.families import animatediff
 from tests.families.animatediff import HEIGHT, NUM_FRAMES, WIDTH
-from tests.families.animatediff_more import image_unet, sdxl_text, sdxl_unet
+from tests.families.animatediff_control import image_unet
+from tests.families.animatediff_more import sdxl_text, sdxl_unet
 from tests.families.common import Variant, finish, randomise
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
