@@ -67,6 +67,8 @@ class Observation:
     initial: Tensor = field(init=False)  # what prepare_latents returned
     steps: list[Step] = field(default_factory=list)  # of the one timestep: several where the latents come in parts
     decoded: Tensor = field(init=False)  # the argument of vae.decode
+    inputs: list[Tensor] = field(default_factory=list)  # the tensors that denoisers were given
+    encoded: list[Tensor] = field(default_factory=list)  # modes of what vae.encode returned
     side: dict[str, Tensor] = field(default_factory=dict)  # method -> latents of a second stream, perhaps
     outputs: dict[str, Any] = field(default_factory=dict)  # denoiser name -> what it returned
     reached: set[str] = field(default_factory=set)  # the doors, by name
@@ -109,9 +111,10 @@ def observe(
     *,
     denoisers: Mapping[str, nn.Module],
     slice_schedule: Callable[[Any], None],
-    inject: Callable[[Tensor], Tensor] | None = None,
+    inject: Callable[[Tensor, Observation], Tensor] | None = None,
     replay: Mapping[str, Any] | None = None,
     grad: bool = False,
+    seed: int = CALL_SEED,
     side: Mapping[str, float] | None = None,
     steps: int | None = None,
     hand_on: str = "sample",
@@ -123,9 +126,11 @@ def observe(
         arguments: Keyword arguments of its `__call__`.
         denoisers: Component name -> module.
         slice_schedule: Called with the scheduler after each `set_timesteps`, to leave one timestep in it.
-        inject: Maps the latents that `prepare_latents` returned to the latents the call goes on with.
+        inject: Maps the latents that `prepare_latents` returned, and what was seen so far, to the latents with which
+            the call goes on.
         replay: Denoiser name -> recorded output, returned in place of running it.
         grad: Switch gradients on at the denoiser's door, so that `model_output` carries its graph.
+        seed: Of the random numbers that the pipeline draws.
         side: Method -> factor of the latents that it returns: the streams beside the clip, such as audio.
         steps: Stop once `scheduler.step` has been called so often. None: go on to `vae.decode`.
         hand_on: What `scheduler.step` gives back, unchanged and in full precision from there: its "sample", or its
@@ -137,7 +142,7 @@ def observe(
     seen = Observation()
     with ExitStack() as stack:
         stack.enter_context(_restored(pipeline))
-        stack.enter_context(_seeded(pipeline._execution_device))
+        stack.enter_context(_seeded(pipeline._execution_device, seed))
         stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
 
         precision = stack.enter_context(_FullPrecision()) if steps is None else None
@@ -152,14 +157,22 @@ def observe(
             vars(pipeline)[name] = unguided = copy.deepcopy(guider)
             unguided.disable()
 
+        for part in [part for module in denoisers.values() for part in module.modules() if hasattr(part, "processor")]:
+            stack.callback(
+                setattr, part, "processor", part.processor
+            )  # some calls exchange them until their last line
+
         for name, module in denoisers.items():
             if replay is not None and name in replay:
                 stack.enter_context(_replaced(module, "forward", functools.partial(_replayed, replay[name])))
             if grad:
                 stack.callback(module.register_forward_pre_hook(_enable_grad).remove)
-            stack.callback(module.register_forward_pre_hook(functools.partial(_refuse_rounds, pipeline, seen)).remove)
+            watch = functools.partial(_watch_denoiser, pipeline, seen)
+            stack.callback(module.register_forward_pre_hook(watch, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(functools.partial(_record, seen.outputs, name)).remove)
 
+        if isinstance(getattr(pipeline, "vae", None), nn.Module):
+            stack.enter_context(_replaced(pipeline.vae, "encode", _watched_encode(pipeline.vae.encode, seen)))
         if steps is None:
 
             def decode(latents, *args, **kwargs):
@@ -171,7 +184,7 @@ def observe(
 
         if "generator" in inspect.signature(type(pipeline).__call__).parameters:
             # On the CPU, so that a device does not change what the pipeline draws.
-            arguments = {"generator": torch.Generator("cpu").manual_seed(CALL_SEED), **arguments}
+            arguments = {"generator": torch.Generator("cpu").manual_seed(seed), **arguments}
         try:
             pipeline(**arguments)
         except _Reached:
@@ -191,7 +204,7 @@ def observe(
     return seen
 
 
-def _watched_prepare_latents(pipeline: Any, seen: Observation, inject: Callable[[Tensor], Tensor] | None) -> Callable:
+def _watched_prepare_latents(pipeline: Any, seen: Observation, inject: Callable | None) -> Callable:
     """The pipeline's `prepare_latents`, with its latents (the result, or a tuple's first element) replaced."""
     original = getattr(pipeline, "prepare_latents", None)
     if original is None:
@@ -204,7 +217,7 @@ def _watched_prepare_latents(pipeline: Any, seen: Observation, inject: Callable[
         seen.initial = latents
         seen.reached.add("prepare_latents")
         if inject is not None:
-            latents = inject(latents)
+            latents = inject(latents, seen)
         return (latents, *result[1:]) if isinstance(result, tuple) else latents
 
     return prepare_latents
@@ -285,8 +298,9 @@ def unwatched_copy(scheduler: Any) -> Any:
     return copy.deepcopy(clone)
 
 
-def _refuse_rounds(pipeline: Any, seen: Observation, module: nn.Module, inputs: Any) -> None:
+def _watch_denoiser(pipeline: Any, seen: Observation, module: nn.Module, inputs: tuple, named: dict) -> None:
     """Of a schedule that was cut to one timestep there is one round: the denoiser runs, then the scheduler steps."""
+    seen.inputs += [part for part in (*inputs, *named.values()) if isinstance(part, Tensor)]
     if seen.steps:
         raise PipelineError(
             pipeline,
@@ -294,6 +308,25 @@ def _refuse_rounds(pipeline: Any, seen: Observation, module: nn.Module, inputs: 
             "follow scheduler.timesteps, or it makes the clip window by window. If the latter, choose a num_frames "
             "that fits one window.",
         )
+
+
+def _watched_encode(original: Callable, seen: Observation) -> Callable:
+    @functools.wraps(original)
+    def encode(*args, **kwargs):
+        result = original(*args, **kwargs)
+        seen.encoded.append(encoded_mode(result[0] if type(result) is tuple else result))
+        return result
+
+    return encode
+
+
+def encoded_mode(encoded: Any) -> Tensor:
+    """What `vae.encode` returned, as a tensor: the mode of a posterior, or the latents as they are."""
+    if isinstance(encoded, Tensor):
+        return encoded
+    if hasattr(encoded, "mode"):
+        return encoded.mode()
+    return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
 
 
 def _enable_grad(module: nn.Module, inputs: Any) -> None:
@@ -336,12 +369,12 @@ def _replaced(module: nn.Module, name: str, value: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _seeded(device: torch.device) -> Iterator[None]:
-    """Global random number generators start at `CALL_SEED`, and continue afterwards as if nothing had been drawn."""
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Global random number generators start at `seed`, and continue afterwards as if nothing had been drawn."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(CALL_SEED)
+        torch.default_generator.manual_seed(seed)
         if devices:
             with torch.cuda.device(device):
-                torch.cuda.manual_seed(CALL_SEED)
+                torch.cuda.manual_seed(seed)
         yield

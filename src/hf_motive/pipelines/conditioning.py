@@ -25,6 +25,7 @@ CALL_ARGUMENTS = (
     (r"pag_scale|(\w+_)?stg_scale|(\w+_)?guidance_rescale", 0.0),
     (r"strength", 1.0),  # start from the injected latents, not from a later timestep
     (r"decode_noise_scale", 0.0),  # no noise between the latents and vae.decode
+    (r"use_resolution_binning", False),  # generate at the size that is asked for
 )
 
 

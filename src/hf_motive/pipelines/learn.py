@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_motive.pipelines.call import Observation, PipelineError, joined, observe, unwatched_copy
+from hf_motive.pipelines.companions import Companions, find_reference, find_side_streams, spread_tolerance
 from hf_motive.pipelines.conditioning import Conditioning
 from hf_motive.pipelines.latent_map import AffineGather, LatentMap, NothingArrivesError
-from hf_motive.pipelines.schedule import Schedule, ScheduledTimestep, denoising_affine
+from hf_motive.pipelines.schedule import Schedule, denoising_affine
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Learnt:
         map: From the result of `prepare_latents` to `scheduler.step` (the parts joined) and to `vae.decode`.
         covered: bool, like the result of `prepare_latents`: what stands for the clip, and is denoised. The rest
             (padding, conditioned frames, reference tokens) keeps the pipeline's own values and is out of the loss.
-        side: Methods that make the latents of a second stream (audio), which is denoised beside the clip.
+        companions: What is denoised beside the clip.
     """
 
     pipeline: Any
@@ -42,7 +43,7 @@ class Learnt:
     parts: list[int]
     map: LatentMap
     covered: Tensor
-    side: list[str]
+    companions: Companions
 
     @property
     def steps(self) -> int:
@@ -52,10 +53,6 @@ class Learnt:
     def observe(self, arguments: dict[str, Any], position: int, **options: Any) -> Observation:
         """One call at a position of the schedule."""
         return self.call(arguments, slice_schedule=lambda s: self.schedule.slice(s, position), **options)
-
-    def side_factors(self, place: ScheduledTimestep) -> dict[str, float]:
-        """A second stream is noised like the clip, from silence (zero latents), whatever the timestep."""
-        return dict.fromkeys(self.side, place.sigma / self.schedule.noise_kernel(0)[1])
 
     def sample(self, seen: Observation) -> Tensor:
         return joined([seen.steps[part].sample for part in self.parts])
@@ -98,18 +95,21 @@ def learn(
     schedule = schedules[-1]
     at_first = functools.partial(call, arguments, slice_schedule=lambda scheduler: schedule.slice(scheduler, 0))
     if check:
-        _check_repeats(pipeline, first, at_first(steps=len(first.steps)))
+        _check_repeats(pipeline, denoisers, first, at_first)
 
     # The denoiser repeats what it said before, while latents are followed through the pipeline.
     follow = functools.partial(at_first, replay=first.outputs)
     shape, device = first.initial.shape, first.initial.device
-    answers = [follow(inject=lambda own, probe=probe: probe) for probe in AffineGather.probes(shape, device)]
+    answers = [follow(inject=lambda own, seen, probe=probe: probe) for probe in AffineGather.probes(shape, device)]
     parts, arrive = _follow_to_steps(pipeline, shape, answers)
     decode = _follow_to_decode(pipeline, shape, answers)
     latents = LatentMap(decode, arrive, frame_wise=len(decode.target_shape) == 4)
-    learnt = Learnt(pipeline, call, schedule, parts, latents, torch.ones(shape, dtype=torch.bool), [])
-    learnt.covered = _denoised(learnt, first, at_first)
-    learnt.side = _side_streams(learnt, first)
+    companions = Companions(pipeline, loudest=schedule.noise_kernel(0)[1])
+    learnt = Learnt(pipeline, call, schedule, parts, latents, torch.ones(shape, dtype=torch.bool), companions)
+    stepped, learnt.covered = _denoised(learnt, first, at_first)
+    others = [step for part, step in enumerate(first.steps) if part not in parts]
+    companions.side = find_side_streams(pipeline, others, first.side, companions.loudest)
+    companions.reference = find_reference(pipeline, latents, learnt.covered, stepped, first, at_first)
     if check:
         _check_map(learnt, follow, device)
         _check_spread(learnt, first)
@@ -131,9 +131,17 @@ def _first_call(
             return arguments, call(arguments, slice_schedule=slice_schedule)
         except PipelineError:
             raise
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:
             errors.append(error)
-    raise errors[0]
+    error = errors[0]
+    raise PipelineError(
+        conditioning.pipeline,
+        f"its own call fails when it is asked for one timestep: {type(error).__name__}: {error}. If it needs more "
+        "than a caption, say how an example gives it: conditioning=lambda example: {...}; what is the same for every "
+        "clip belongs in call_kwargs.",
+    ) from error
 
 
 def _follow_to_steps(pipeline: Any, shape: torch.Size, answers: list[Observation]) -> tuple[list[int], AffineGather]:
@@ -179,32 +187,33 @@ def _not_followed(pipeline: Any, door: str, reason: str) -> PipelineError:
     return PipelineError(pipeline, f"the latents injected at prepare_latents cannot be followed to {door}: {reason}.")
 
 
-def _denoised(learnt: Learnt, first: Observation, at_first: Callable[..., Observation]) -> Tensor:
-    """bool, like the result of `prepare_latents`: what arrives, is decoded, and moves with the denoiser's output.
+def _denoised(learnt: Learnt, first: Observation, at_first: Callable[..., Observation]) -> tuple[Tensor, Tensor]:
+    """What the scheduler denoises, and of that what stands for the clip: bool, like the result of `prepare_latents`.
 
-    The denoiser says zeros, then ones, and `scheduler.step` hands its model output on: pipelines overwrite what they
-    condition on before the step (in the prediction), in it (timesteps for each token) or behind it.
+    The denoiser says zeros, then ones, and `scheduler.step` hands its model output on. What stays the same is
+    conditioning: pipelines overwrite it before the step (in the prediction), in it (a timestep for each token) or
+    behind it.
     """
     pipeline, decode, arrive = learnt.pipeline, learnt.map.decode, learnt.map.arrive
-    zeros, ones = (
-        at_first(replay=_filled(first.outputs, value), hand_on="model_output").decoded.float().flatten()
-        for value in (0.0, 1.0)
-    )
-    scale = torch.where(decode.index >= 0, decode.scale, 1.0)
-    slope = decode.ungather(((ones - zeros) / scale).abs())
+    zeros, ones = (at_first(replay=_filled(first.outputs, value), hand_on="model_output") for value in (0.0, 1.0))
     signal, sigma = learnt.schedule.noise_kernel(0)
-    stepped = arrive.ungather(learnt.affine(first, signal, sigma)[1] != 0, fill=False)
-    denoised = decode.covered & arrive.covered & stepped & (slope > 1e-6 * slope.max())
-    if not denoised.any():
+    moved = learnt.model_output(ones).float() != learnt.model_output(zeros).float()
+    stepped = arrive.ungather(moved & (learnt.affine(first, signal, sigma)[1] != 0), fill=False)
+
+    scale = torch.where(decode.index >= 0, decode.scale, 1.0)
+    difference = (ones.decoded.float() - zeros.decoded.float()).flatten()
+    slope = decode.ungather((difference / scale).abs())
+    clip = decode.covered & stepped & (slope > 1e-6 * slope.max())
+    if not clip.any():
         raise PipelineError(pipeline, "it denoises none of the latents that reach vae.decode.")
-    lowest, highest = float(slope[denoised].min()), float(slope[denoised].max())
+    lowest, highest = float(slope[clip].min()), float(slope[clip].max())
     if not lowest >= 0.9 * highest:
         raise PipelineError(
             pipeline,
             f"it mixes its prediction with conditioning by parts (from {lowest:.2g} to {highest:.2g}): such elements "
             "are neither denoised nor given, and have no training target. Condition with full strength.",
         )
-    return denoised
+    return stepped, clip
 
 
 def _filled(output: Any, value: float) -> Any:
@@ -219,35 +228,24 @@ def _filled(output: Any, value: float) -> Any:
     return output
 
 
-def _side_streams(learnt: Learnt, first: Observation) -> list[str]:
-    """The methods whose latents a scheduler steps beside the clip."""
-    found = []
-    for part, step in enumerate(first.steps):
-        if part in learnt.parts:
-            continue
-        sample = step.sample.float().flatten()
-        names = [name for name, own in first.side.items() if torch.equal(own.float().flatten(), sample)]
-        expected = learnt.schedule.noise_kernel(0)[1]
-        if not names:
-            raise PipelineError(
-                learnt.pipeline,
-                f"it denoises a second stream of latents {tuple(step.sample.shape)} beside the clip, and where that "
-                "comes from is not understood.",
-            )
-        if not abs(float(sample.std()) / expected - 1) <= _spread_tolerance(sample):
-            raise PipelineError(
-                learnt.pipeline,
-                f"the second stream that {names[0]} makes does not start from noise: latents given for it would need "
-                "noise of their own. Leave them out: the stream is then silence, noised like the clip.",
-            )
-        found += names
-    return found
-
-
 # ------------------------------------------------------------------------------------------------------------ checks
 
 
-def _check_repeats(pipeline: Any, first: Observation, again: Observation) -> None:
+def _check_repeats(
+    pipeline: Any, denoisers: Mapping[str, nn.Module], first: Observation, at_first: Callable[..., Observation]
+) -> None:
+    """A second pass, now with gradients as in a training step, must see and say the same, and have a backward."""
+    try:
+        again = at_first(steps=len(first.steps), grad=True)
+        outputs = [step.model_output for step in again.steps if step.model_output.requires_grad]
+        leaves = [p for module in denoisers.values() for p in module.parameters() if p.requires_grad]
+        if outputs and leaves:
+            with torch.enable_grad():
+                torch.autograd.grad(outputs[0].sum(), leaves[:1], allow_unused=True)
+    except NotImplementedError as error:
+        raise PipelineError(
+            pipeline, f"its denoiser has no backward on {pipeline._execution_device}: {error}. Use another device."
+        ) from error
     for one, other in zip(first.steps, again.steps, strict=True):
         if not torch.equal(one.sample, other.sample) or not _agree(one.model_output, other.model_output):
             raise PipelineError(
@@ -267,7 +265,7 @@ def _check_map(learnt: Learnt, follow: Callable[..., Observation], device: torch
     shape = learnt.map.latent_shape
     latents = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0)).to(device)
     sent = learnt.map.latents(latents)
-    arrived = follow(inject=lambda own: sent).decoded.float()
+    arrived = follow(inject=lambda own, seen: sent).decoded.float()
     expected = learnt.map.to_vae(latents)
     reaches = (learnt.map.decode.index >= 0).reshape(expected.shape)
     off = torch.where(reaches, arrived - expected, 0.0).abs().max()
@@ -283,14 +281,10 @@ def _check_spread(learnt: Learnt, first: Observation) -> None:
     """The pipeline starts from noise: its spread must be that of the noise kernel at the first timestep."""
     initial = first.initial.float()[learnt.covered]
     found, expected = float(initial.std()), learnt.schedule.noise_kernel(0)[1]
-    if not abs(found / expected - 1) <= _spread_tolerance(initial):
+    if not abs(found / expected - 1) <= spread_tolerance(initial):
         raise PipelineError(
             learnt.pipeline,
             f"its initial latents have a standard deviation of {found:.3g}, but the noise kernel of its "
             f"{type(learnt.pipeline.scheduler).__name__} says {expected:.3g} at the first timestep: how it noises a "
             "clip is not understood.",
         )
-
-
-def _spread_tolerance(latents: Tensor) -> float:
-    return 0.05 + 5 / (2 * latents.numel()) ** 0.5

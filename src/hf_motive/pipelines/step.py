@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hf_motive.pipelines.call import Observation, PipelineError
+from hf_motive.pipelines.call import Observation, PipelineError, encoded_mode
 from hf_motive.pipelines.conditioning import Conditioning
 from hf_motive.pipelines.digest import WeightDigests
 from hf_motive.pipelines.learn import learn
@@ -112,8 +112,7 @@ class PipelineStep:
         # A video VAE takes (1, 3, F, H, W); a VAE of images one frame at a time, which keeps memory flat.
         batches = pixels.split(1) if self._learnt.map.frame_wise else [pixels.transpose(0, 1).unsqueeze(0)]
         encoded = [vae.encode(batch) for batch in batches]
-        modes = [e.latent_dist.mode() if hasattr(e, "latent_dist") else e.latents for e in encoded]
-        latents = self._learnt.map.from_vae(torch.cat(modes).float())
+        latents = self._learnt.map.from_vae(torch.cat([encoded_mode(e) for e in encoded]).float())
         if tuple(latents.shape) != self.latent_shape:
             raise PipelineError(
                 self.pipeline,
@@ -170,8 +169,8 @@ class PipelineStep:
         seen = learnt.observe(
             self._conditioning.arguments(caption, example or {}),
             place.position,
-            inject=self._injection(noised),
-            side=learnt.side_factors(place),
+            inject=self._injection(noised, place),
+            side=learnt.companions.side_factors(place.sigma),
             grad=True,
             steps=learnt.steps,
         )
@@ -216,17 +215,18 @@ class PipelineStep:
 
     # ------------------------------------------------------------------------------------------------------- a call
 
-    def _injection(self, latents: Tensor) -> Callable[[Tensor], Tensor]:
-        """Replace what the decode map covers; what it does not (padding, conditioned frames) stays the pipeline's."""
+    def _injection(self, latents: Tensor, place: ScheduledTimestep) -> Callable[[Tensor, Observation], Tensor]:
+        """Replace what stands for the clip; what does not (padding, conditioned frames) stays the pipeline's."""
 
-        def inject(own: Tensor) -> Tensor:
+        def inject(own: Tensor, seen: Observation) -> Tensor:
             if own.shape != latents.shape:
                 raise PipelineError(
                     self.pipeline,
                     f"prepare_latents returned {tuple(own.shape)}, but {tuple(latents.shape)} when its latents were "
                     "learned: every clip of a step must have one shape.",
                 )
-            return torch.where(self._learnt.covered.to(own.device), latents.to(own.device), own.float()).to(own.dtype)
+            filled = self._learnt.companions.fill(own.float(), seen, place.signal, place.sigma)
+            return torch.where(self._learnt.covered.to(own.device), latents.to(own.device), filled).to(own.dtype)
 
         return inject
 
