@@ -147,7 +147,17 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
 
 
 VARIANTS = (
-    Variant("kandinsky5-t2v", "Kandinsky5T2VPipeline", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS),
+    Variant(
+        "kandinsky5-t2v",
+        "Kandinsky5T2VPipeline",
+        build,
+        training_step,
+        NUM_FRAMES,
+        HEIGHT,
+        WIDTH,
+        LATENTS,
+        remark="Sparse attention (`nabla`) is FlexAttention, which has no backward on a CPU.",
+    ),
     Variant(
         "kandinsky5-i2v",
         "Kandinsky5I2VPipeline",
