@@ -254,7 +254,7 @@ VARIANTS = (
         *CLIP,
         conditioning=control_mask_and_reference,
         example=vace_example,
-        remark="`conditioning` gives the control video, the mask and the reference images",
+        remark="`conditioning` gives the control video, the mask and at most one reference image",
     ),
     Variant(
         "wan2.2-vace-inpainting",
