@@ -222,7 +222,7 @@ CONTROLLED: dict[str, Any] = {
 }
 SPARSE = CONTROLLED | {
     "call_kwargs": {"controlnet_frame_indices": GIVEN},
-    "remark": "controlnet_frame_indices belong in call_kwargs; the ControlNet is held fixed",
+    "remark": "`conditioning` gives `conditioning_frames`, `call_kwargs` the `controlnet_frame_indices`; the ControlNet is held fixed.",
 }
 
 
@@ -234,7 +234,7 @@ VARIANTS = (
         controlled_step,
         *SHAPE,
         **CONTROLLED,
-        remark="the ControlNet is held fixed",
+        remark="`conditioning` gives `conditioning_frames`; the UNet is attributed, not the ControlNet.",
     ),
     Variant(
         "animatediff-sparsectrl-scribble",
@@ -267,6 +267,6 @@ VARIANTS = (
         controlled_step,
         *SHAPE,
         **CONTROLLED,
-        remark="the ControlNet is held fixed",
+        remark="`conditioning` gives `conditioning_frames`; the UNet is attributed, not the ControlNet.",
     ),
 )

@@ -162,6 +162,6 @@ VARIANTS = (
         pia_step,
         *SHAPE,
         denoisers=("unet",),
-        remark="motion_scale, the same for every clip, belongs in call_kwargs",
+        remark="`motion_scale`, the same for every clip, belongs in `call_kwargs`.",
     ),
 )

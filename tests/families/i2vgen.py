@@ -148,6 +148,6 @@ VARIANTS = (
         WIDTH,
         LATENTS,
         denoisers=("unet",),
-        remark="with transformers 5, first `vars(pipe.text_encoder)['text_model'] = pipe.text_encoder`",
+        remark="With transformers 5, first `vars(pipe.text_encoder)['text_model'] = pipe.text_encoder`.",
     ),
 )

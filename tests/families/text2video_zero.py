@@ -58,7 +58,7 @@ REFUSED = {
     "latent_shape": None,
     "denoisers": ("unet",),
     "refused": "not one to one",
-    "remark": "an image model: all frames but the first are made from the first, so a clip cannot be put in",
+    "remark": "An image model: all frames but the first are made from the first, so a clip cannot be put in.",
 }
 
 AT_ONCE = {"t0": 0, "t1": 0}  # the frames part at the very step that is taken
