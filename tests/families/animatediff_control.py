@@ -222,7 +222,7 @@ CONTROLLED: dict[str, Any] = {
 }
 SPARSE = CONTROLLED | {
     "call_kwargs": {"controlnet_frame_indices": GIVEN},
-    "remark": "`conditioning` gives `conditioning_frames`, `call_kwargs` the `controlnet_frame_indices`; the ControlNet is held fixed.",
+    "remark": "`conditioning` gives `conditioning_frames`, `call_kwargs` the `controlnet_frame_indices`.",
 }
 
 
