@@ -94,7 +94,7 @@ VARIANTS = (
         *CLIP,
         wan.LATENTS,
         call_kwargs=INSTANT,
-        remark="`use_mean_velocity=False` in `call_kwargs`: then the loss is that of flow matching",
+        remark="`use_mean_velocity=False` in `call_kwargs` makes the loss that of flow matching.",
     ),
     Variant("anyflow-mean-velocity", "AnyFlowPipeline", build, training_step_to_clip, *CLIP, wan.LATENTS),
     Variant(
@@ -106,6 +106,6 @@ VARIANTS = (
         None,
         call_kwargs=INSTANT,
         refused="no backward",
-        remark="FlexAttention has no backward on a CPU",
+        remark="FlexAttention has no backward on a CPU.",
     ),
 )

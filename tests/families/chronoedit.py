@@ -50,7 +50,7 @@ VARIANTS = (
         wan.HEIGHT,
         wan.WIDTH,
         (4, 2, 4, 6),
-        remark="clips of 5 frames; longer ones (`enable_temporal_reasoning`) are decoded in two parts that overlap, "
-        "and refused",
+        remark="Clips of 5 frames; longer ones (`enable_temporal_reasoning`) are decoded in two parts that overlap, "
+        "and refused.",
     ),
 )

@@ -113,7 +113,7 @@ VARIANTS = (
         *CLIP,
         wan.LATENTS,
         call_kwargs=ONE_CHUNK,
-        remark="one chunk: `num_frames` = 4 · (`num_latent_frames_per_chunk` − 1) + 1",
+        remark="One chunk: `num_frames` = 4 · (`num_latent_frames_per_chunk` − 1) + 1.",
     ),
     Variant(
         "helios-i2v",
@@ -124,7 +124,7 @@ VARIANTS = (
         wan.LATENTS,
         call_kwargs=ONE_CHUNK | {"add_noise_to_image_latents": False},
         conditioning=from_first_frame,
-        remark="`conditioning` gives the image that comes before the clip",
+        remark="`conditioning` gives the image that comes before the clip.",
     ),
     Variant(
         "helios-pyramid",
@@ -137,6 +137,6 @@ VARIANTS = (
         None,
         call_kwargs=ONE_CHUNK,
         refused="more than one round|resolution",
-        remark="a chunk grows while it is denoised: no single timestep has its full size",
+        remark="A chunk grows while it is denoised: a resolution pyramid has no single timestep.",
     ),
 )

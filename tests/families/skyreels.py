@@ -139,7 +139,7 @@ VARIANTS = (
         built(SkyReelsV2DiffusionForcingPipeline, forcing=True),
         forcing_step,
         *CLIP,
-        remark="all frames at one timestep (`ar_step=0`), and no more frames than `base_num_frames`",
+        remark="All frames are at one timestep (`ar_step=0`).",
     ),
     Variant(
         "skyreels-v2-df-i2v",
@@ -147,7 +147,7 @@ VARIANTS = (
         built(SkyReelsV2DiffusionForcingImageToVideoPipeline, shift=IMAGE_SHIFT, forcing=True),
         functools.partial(forcing_step, given=1),
         *CLIP,
-        remark="the first latent frame is given, and out of the loss",
+        remark="The first latent frame is given: it is out of the loss.",
     ),
     Variant(
         "skyreels-v2-df-flf2v",
@@ -156,7 +156,7 @@ VARIANTS = (
         functools.partial(forcing_step, given=1, last=True),
         *CLIP,
         conditioning=wan_i2v.first_and_last,
-        remark="`conditioning` gives `image` and `last_image`; only the first latent frame is out of the loss",
+        remark="`conditioning` gives `image` and `last_image`; the first latent frame alone is out of the loss.",
     ),
     Variant(
         "skyreels-v2-df-v2v",
@@ -169,7 +169,7 @@ VARIANTS = (
         (4, 4, 4, 6),
         conditioning=history,
         call_kwargs={"overlap_history": HISTORY, "base_num_frames": 13},
-        remark="continues a video: `conditioning` gives the frames before, `call_kwargs` `overlap_history` and "
-        "`base_num_frames` = `num_frames`",
+        remark="`conditioning` gives the first `overlap_history` frames, to be continued; set `base_num_frames` to "
+        "`num_frames`.",
     ),
 )
