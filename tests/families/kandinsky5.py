@@ -26,6 +26,8 @@ from diffusers import (
     Kandinsky5T2VPipeline,
     Kandinsky5Transformer3DModel,
 )
+from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.models.transformers.transformer_kandinsky import Kandinsky5Attention
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import Split
@@ -42,6 +44,13 @@ NUM_FRAMES, HEIGHT, WIDTH = 9, 32, 48
 LATENTS = (4, 3, 4, 6)  # (C, T, h, w)
 LONG, LONG_LATENTS = 17, (4, 5, 4, 6)  # there has to be a fifth latent frame
 SCALE_FACTOR = (1.0, 3.16, 3.16)  # of rotary positions; (1, 2, 2) where both sides have 480 to 854 pixels
+SPARSE = {
+    "attention_type": "nabla",
+    "attention_method": "topcdf",
+    "attention_P": 0.9,
+    "attention_add_sta": True,
+    **dict.fromkeys(("attention_wT", "attention_wH", "attention_wW"), 3),
+}
 
 
 class TextProcessor(PreTrainedTokenizerFast):
@@ -66,7 +75,7 @@ def build(
     seed: int = 0,
     pipeline: type[DiffusionPipeline] = Kandinsky5T2VPipeline,
     retouched: bool = True,
-    **attention: Any,
+    sparse: bool = False,
 ) -> DiffusionPipeline:
     vae = AutoencoderKLHunyuanVideo(
         latent_channels=4, block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2, scaling_factor=0.5
@@ -83,7 +92,7 @@ def build(
         num_visual_blocks=2,
         axes_dims=(4, 4, 4),
         visual_cond=True,
-        **attention,
+        **(SPARSE if sparse else {}),
     )
     pipe = pipeline(
         transformer=randomise(transformer, seed + 3),
@@ -103,6 +112,10 @@ def build(
         text_encoder_2=tiny_clip_text(len(tokenizer_2), seed + 4, POOLED_DIM),
     )
     pipe.prompt_template_encode_start_idx = len(tokenizer(before).input_ids)
+    if sparse:
+        for module in pipe.transformer.modules():  # set_attention_backend would set it for every other model too
+            if isinstance(module, Kandinsky5Attention):
+                module.processor._attention_backend = AttentionBackendName.FLEX
     if not retouched:
         pipe.normalize_first_frame = lambda latents: latents
     pipe = finish(pipe, dtype)
@@ -156,7 +169,18 @@ VARIANTS = (
         HEIGHT,
         WIDTH,
         LATENTS,
-        remark="Sparse attention (`nabla`) is FlexAttention, which has no backward on a CPU.",
+    ),
+    Variant(
+        "kandinsky5-t2v-sparse",
+        "Kandinsky5T2VPipeline",
+        partial(build, sparse=True),
+        None,
+        NUM_FRAMES,
+        128,  # tokens in blocks of 64, 8 × 8 a frame
+        128,
+        None,
+        refused="no backward",
+        remark="The `nabla` attention of ten-second models is FlexAttention, which has no backward on a CPU.",
     ),
     Variant(
         "kandinsky5-i2v",
