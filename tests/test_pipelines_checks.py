@@ -598,11 +598,11 @@ def test_what_has_the_wrong_shape_is_refused():
         toy_loss(step, weight=torch.ones(4, 3, 4, 6))
     step = toy(num_frames=10)  # rounded to 9 by the pipeline, and by its VAE
     assert step.latent_shape == (4, 3, 4, 6)
-    step = toy(RoundsFrames)
-    with pytest.raises(
-        PipelineError, match=r"9 frames of 32×48 encode to latents \(4, 3, 4, 6\), but .* \(4, 2, 4, 6\)"
-    ):
-        step.encode(torch.zeros(9, 3, 32, 48))
+    message = r"9 frames of 32×48 encode to latents \(4, 3, 4, 6\), but .* \(4, 2, 4, 6\)"
+    with pytest.raises(PipelineError, match=message):
+        toy(RoundsFrames)
+    with pytest.raises(PipelineError, match=message):
+        toy(RoundsFrames, check=False).encode(torch.zeros(9, 3, 32, 48))
 
 
 class RoundsFrames(ToyPipeline):

@@ -11,7 +11,7 @@ Three facts make that possible, one file each:
 
 from __future__ import annotations
 
-from hf_motive.pipelines.call import PipelineError
+from hf_motive.pipelines.error import PipelineError
 from hf_motive.pipelines.schedule import ScheduledTimestep
 from hf_motive.pipelines.step import PipelineStep, StepOutput
 

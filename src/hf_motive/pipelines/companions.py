@@ -6,15 +6,16 @@ every timestep: the denoiser attends to them, and no training step looks like th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_motive.pipelines.call import Observation, PipelineError, Step
+from hf_motive.pipelines.error import PipelineError
 from hf_motive.pipelines.latent_map import LatentMap
+from hf_motive.pipelines.observation import Observation, Step
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,13 @@ class Companions:
         return filled
 
 
-def find_side_streams(pipeline: Any, steps: list[Step], made: dict[str, Tensor], loudest: float) -> list[str]:
+def find_side_streams(
+    pipeline: Any, arguments: Mapping[str, Any], steps: list[Step], made: dict[str, Tensor], loudest: float
+) -> list[str]:
     """The methods whose latents are stepped beside the clip.
 
     Args:
+        arguments: Of the call.
         steps: Of another stream than the clip.
         made: Method -> latents that it returned.
         loudest: Sigma of the first timestep.
@@ -91,7 +95,8 @@ def find_side_streams(pipeline: Any, steps: list[Step], made: dict[str, Tensor],
                 f"it denoises a second stream of latents {tuple(step.sample.shape)} beside the clip, and where that "
                 "comes from is not understood.",
             )
-        if not abs(float(sample.std()) / loudest - 1) <= spread_tolerance(sample):
+        given = [name for name in names if arguments.get(name.removeprefix("prepare_")) is not None]
+        if given or not abs(float(sample.std()) / loudest - 1) <= spread_tolerance(sample):
             raise PipelineError(
                 pipeline,
                 f"the second stream that {names[0]} makes does not start from noise: latents given for it would need "

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hf_motive.pipelines.call import PipelineError
+from hf_motive.pipelines.call import call_parameters
+from hf_motive.pipelines.error import PipelineError
 from hf_motive.pipelines.schedule import schedule_steps
 
 if TYPE_CHECKING:
@@ -72,8 +73,9 @@ class Conditioning:
         call_kwargs: Mapping[str, Any],
     ):
         self.pipeline = pipeline
+        self.num_frames, self.height, self.width = num_frames, height, width
         self.given, self.call_kwargs = given, dict(call_kwargs)
-        self._takes = inspect.signature(type(pipeline).__call__).parameters
+        self._takes = call_parameters(pipeline)
         wanted = {
             **dict.fromkeys(FRAME_ARGUMENTS, num_frames),
             "height": height,
@@ -92,7 +94,7 @@ class Conditioning:
 
         Many signatures say `image=None` where the call cannot do without an image, so the caller tries.
         """
-        told = {*self._told(example), *self.call_kwargs, "self", "prompt"}
+        told = {*self._told(example), *self.call_kwargs, "prompt"}
         open_ = {name: parameter for name, parameter in self._takes.items() if name not in told}
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         required = [n for n, p in open_.items() if p.default is inspect.Parameter.empty and p.kind in named]

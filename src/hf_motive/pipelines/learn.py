@@ -16,10 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_motive.pipelines.call import Observation, PipelineError, joined, observe, unwatched_copy
+from hf_motive.pipelines.call import observe
 from hf_motive.pipelines.companions import Companions, find_reference, find_side_streams, spread_tolerance
 from hf_motive.pipelines.conditioning import Conditioning
+from hf_motive.pipelines.doors import encoded_mode, unwatched_copy
+from hf_motive.pipelines.error import PipelineError
 from hf_motive.pipelines.latent_map import AffineGather, LatentMap, NothingArrivesError
+from hf_motive.pipelines.observation import Observation, joined
 from hf_motive.pipelines.schedule import Schedule, denoising_affine
 
 
@@ -53,6 +56,23 @@ class Learnt:
     def observe(self, arguments: dict[str, Any], position: int, **options: Any) -> Observation:
         """One call at a position of the schedule."""
         return self.call(arguments, slice_schedule=lambda s: self.schedule.slice(s, position), **options)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(F, 3, H, W) in [-1, 1] to (C, T, h, w) float32 in the VAE's own units: the mode of the posterior."""
+        vae = self.pipeline.vae
+        pixels = pixels.to(self.pipeline._execution_device, vae.dtype)
+        # A video VAE takes (1, 3, F, H, W); a VAE of images one frame at a time, which keeps memory flat.
+        batches = pixels.split(1) if self.map.frame_wise else [pixels.transpose(0, 1).unsqueeze(0)]
+        latents = self.map.from_vae(torch.cat([encoded_mode(vae.encode(batch)) for batch in batches]).float())
+        if tuple(latents.shape) != self.map.latent_shape:
+            frames, _, height, width = pixels.shape
+            raise PipelineError(
+                self.pipeline,
+                f"{frames} frames of {height}×{width} encode to latents {tuple(latents.shape)}, but the pipeline "
+                f"generates {self.map.latent_shape}: it chooses frames or size by itself. Choose a num_frames, height "
+                "and width that it takes as they are.",
+            )
+        return latents
 
     def sample(self, seen: Observation) -> Tensor:
         return joined([seen.steps[part].sample for part in self.parts])
@@ -108,11 +128,12 @@ def learn(
     learnt = Learnt(pipeline, call, schedule, parts, latents, torch.ones(shape, dtype=torch.bool), companions)
     stepped, learnt.covered = _denoised(learnt, first, at_first)
     others = [step for part, step in enumerate(first.steps) if part not in parts]
-    companions.side = find_side_streams(pipeline, others, first.side, companions.loudest)
+    companions.side = find_side_streams(pipeline, arguments, others, first.side, companions.loudest)
     companions.reference = find_reference(pipeline, latents, learnt.covered, stepped, first, at_first)
     if check:
         _check_map(learnt, follow, device)
         _check_spread(learnt, first)
+        _check_encode(learnt, conditioning)
     return learnt
 
 
@@ -274,6 +295,25 @@ def _check_map(learnt: Learnt, follow: Callable[..., Observation], device: torch
             learnt.pipeline,
             f"the decode map does not reproduce random latents (off by up to {float(off):.2g}): what it does "
             "between scheduler.step and vae.decode is not a gather and a per-element affine map.",
+        )
+
+
+def _check_encode(learnt: Learnt, conditioning: Conditioning) -> None:
+    """Clips must encode to the latents that the pipeline generates, and all of them must depend on the clip."""
+    pipeline, shape = learnt.pipeline, (conditioning.num_frames, 3, conditioning.height, conditioning.width)
+    noise = torch.rand(shape, generator=torch.Generator("cpu").manual_seed(0)) * 2 - 1
+    try:
+        one, other = (learnt.encode(pixels) for pixels in (noise, -noise))
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        if isinstance(error, (PipelineError, torch.OutOfMemoryError)):
+            raise
+        raise PipelineError(pipeline, f"its VAE does not encode a clip: {type(error).__name__}: {error}") from error
+    unseen = float((one == other).float().mean())
+    if unseen > 0.01:
+        raise PipelineError(
+            pipeline,
+            f"its VAE does not look at the whole clip: {unseen:.0%} of the latents are the same for another clip. "
+            "Choose a num_frames, height and width that its tiles cover.",
         )
 
 

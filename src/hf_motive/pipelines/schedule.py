@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hf_motive.pipelines.call import PipelineError, unwatched_copy
+from hf_motive.pipelines.doors import unwatched_copy
+from hf_motive.pipelines.error import PipelineError
 
 #: Longest schedule from which one timestep is taken. One step less than the usual 1000 training timesteps: with
 #: "leading" spacing and an offset, a schedule of 1000 starts at timestep 1000, which does not exist.

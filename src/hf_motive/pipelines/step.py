@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hf_motive.pipelines.call import Observation, PipelineError, encoded_mode
 from hf_motive.pipelines.conditioning import Conditioning
 from hf_motive.pipelines.digest import WeightDigests
+from hf_motive.pipelines.error import PipelineError
 from hf_motive.pipelines.learn import learn
+from hf_motive.pipelines.observation import Observation
 from hf_motive.pipelines.schedule import ScheduledTimestep
 
 #: Components that denoise; all others (text encoders, VAE, image encoders) are held fixed and get no gradient.
@@ -107,20 +108,7 @@ class PipelineStep:
         expected = (self.num_frames, 3, self.height, self.width)
         if tuple(pixels.shape) != expected:
             raise ValueError(f"pixels must be (F, 3, H, W) = {expected}, got {tuple(pixels.shape)}; see load_clip()")
-        vae = self.pipeline.vae
-        pixels = pixels.to(self.device, vae.dtype)
-        # A video VAE takes (1, 3, F, H, W); a VAE of images one frame at a time, which keeps memory flat.
-        batches = pixels.split(1) if self._learnt.map.frame_wise else [pixels.transpose(0, 1).unsqueeze(0)]
-        encoded = [vae.encode(batch) for batch in batches]
-        latents = self._learnt.map.from_vae(torch.cat([encoded_mode(e) for e in encoded]).float())
-        if tuple(latents.shape) != self.latent_shape:
-            raise PipelineError(
-                self.pipeline,
-                f"{self.num_frames} frames of {self.height}×{self.width} encode to latents {tuple(latents.shape)}, "
-                f"but the pipeline generates {self.latent_shape}: it rounds the frames or the size. Choose a "
-                "num_frames, height and width that it takes as they are.",
-            )
-        return latents
+        return self._learnt.encode(pixels)
 
     def noise(self, seed: int) -> Tensor:
         """(C, T, h, w) float32 standard normal, drawn on the CPU: the same for a seed and shape on every device."""

@@ -1,0 +1,289 @@
+"""The doors at which a call is watched: where the latents are made, the denoiser, `scheduler.step`, and the VAE.
+
+Each is replaced on the instance for the duration of one call; an `ExitStack` puts everything back.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from diffusers import BaseGuidance, ModularPipeline, SchedulerMixin
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from hf_motive.pipelines.error import PipelineError
+from hf_motive.pipelines.observation import Observation, Step
+
+#: Methods that may make the latents of a second stream, such as audio.
+SIDE_METHODS = re.compile(r"prepare_\w+_latents")
+
+
+class Reached(BaseException):
+    """Unwinds the pipeline once it has shown what was asked for. Not an `Exception`: no pipeline may swallow it."""
+
+
+class Doors:
+    """What one call shows, `seen`, is written here; each method sets up one door.
+
+    Args:
+        pipeline: Its attributes are given back by the caller.
+        seen: Where to write.
+        stack: Undoes everything else.
+    """
+
+    def __init__(self, pipeline: Any, seen: Observation, stack: ExitStack):
+        self.pipeline, self.seen, self.stack = pipeline, seen, stack
+
+    # ------------------------------------------------------------------------------------------------------ scheduler
+
+    def scheduler(self, slice_schedule: Callable[[Any], None], steps: int | None, hand_on: str) -> None:
+        """A scheduler with one timestep in its schedules, whose steps are seen; the last of `steps` ends the call.
+
+        The pipeline's own is never touched. Its class is replaced and not its methods, because pipelines copy their
+        scheduler: for each frame, or for the audio.
+        """
+        pipeline, seen, stack = self.pipeline, self.seen, self.stack
+        scheduler, guiders = copy.deepcopy(pipeline.scheduler), self._copied_guiders()
+        kind = type(scheduler)
+
+        @functools.wraps(kind.set_timesteps)  # pipelines read its signature
+        def set_timesteps(self, *args, **kwargs):
+            kind.set_timesteps(self, *args, **kwargs)
+            slice_schedule(self)
+            seen.reached.add("scheduler.set_timesteps")
+            # Not earlier: some text encoding cannot do without the negative prompt that an enabled guider asks for.
+            for guider in guiders:
+                guider.disable()
+
+        @functools.wraps(kind.step)
+        def step(self, *args, **kwargs):
+            own_step = functools.partial(kind.step, self)
+            this = Step(inspect.signature(own_step).bind(*args, **kwargs), unwatched_copy(self))
+            if this.model_output.shape != this.sample.shape:
+                raise PipelineError(
+                    pipeline,
+                    f"scheduler.step is given a model output {tuple(this.model_output.shape)} for a sample "
+                    f"{tuple(this.sample.shape)}: a step of that kind is not understood.",
+                )
+            seen.reached.add("scheduler.step")
+            if not any(this.sample.data_ptr() == before.sample.data_ptr() for before in seen.steps):
+                seen.steps.append(this)  # and not where the very sample of an earlier call is stepped on
+            if len(seen.steps) == steps:
+                raise Reached
+            output = own_step(*args, **kwargs)  # for the type of its result, and what else is in it
+            if steps is None:
+                stack.enter_context(_FullPrecision())
+            handed_on = this.call.arguments[hand_on]
+            if isinstance(output, tuple):
+                return (handed_on, *output[1:])
+            output.prev_sample = handed_on
+            return output
+
+        patched = {"set_timesteps": set_timesteps, "step": step, "_unwatched": kind, "__module__": kind.__module__}
+        scheduler.__class__ = type(kind.__name__, (kind,), patched)
+        # A component of its own for a second stream follows the clip's schedule: training noises both alike.
+        second = [name for name, part in vars(pipeline).items() if isinstance(part, SchedulerMixin)]
+        vars(pipeline).update({name: copy.deepcopy(scheduler) for name in second}, scheduler=scheduler)
+
+    def _copied_guiders(self) -> list[BaseGuidance]:
+        """Copies, because guiders remember the step of the call before."""
+        guiders = {name: part for name, part in vars(self.pipeline).items() if isinstance(part, BaseGuidance)}
+        copies = {name: copy.deepcopy(guider) for name, guider in guiders.items()}
+        vars(self.pipeline).update(copies)
+        return list(copies.values())
+
+    # -------------------------------------------------------------------------------------------------------- latents
+
+    def latents(self, inject: Callable[[Tensor, Observation], Tensor] | None) -> None:
+        """The latents that the call starts from: what `prepare_latents` returns, or a modular pipeline's block."""
+        if isinstance(self.pipeline, ModularPipeline):
+            self._latents_of_blocks(inject)
+            return
+        original = getattr(self.pipeline, "prepare_latents", None)
+        if original is None:
+            raise PipelineError(
+                self.pipeline, "it has no prepare_latents method, the place where a step puts the noised clip."
+            )
+
+        @functools.wraps(original)
+        def prepare_latents(*args, **kwargs):
+            result = original(*args, **kwargs)
+            latents = self._made(result[0] if isinstance(result, tuple) else result, inject)
+            return (latents, *result[1:]) if isinstance(result, tuple) else latents
+
+        vars(self.pipeline)["prepare_latents"] = prepare_latents
+
+    def _latents_of_blocks(self, inject: Callable[[Tensor, Observation], Tensor] | None) -> None:
+        """The first block to run that leaves `latents` behind, and has no blocks of its own.
+
+        Blocks are called as they are, so that the class is replaced. `state` is one object for all of them, and inside
+        a loop another one, with attributes.
+        """
+        seen, made = self.seen, self._made
+        for block in _blocks(self.pipeline._blocks):
+            if hasattr(block, "progress_bar"):
+                self._replace(block, "_progress_bar_config", {"disable": True})
+            if getattr(block, "sub_blocks", None) or "latents" not in block.intermediate_output_names:
+                continue
+            kind = type(block)
+
+            def call(self, components, state, *args, _kind=kind, **kwargs):
+                result = _kind.__call__(self, components, state, *args, **kwargs)
+                if "prepare_latents" not in seen.reached:
+                    state = result[1]
+                    if hasattr(state, "set"):
+                        state.set("latents", made(state.get("latents"), inject))
+                    else:
+                        state.latents = made(state.latents, inject)
+                return result
+
+            block.__class__ = type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
+            self.stack.callback(setattr, block, "__class__", kind)
+
+    def _made(self, latents: Tensor, inject: Callable[[Tensor, Observation], Tensor] | None) -> Tensor:
+        self.seen.initial = latents
+        self.seen.reached.add("prepare_latents")
+        return latents if inject is None else inject(latents, self.seen)
+
+    def side_streams(self, factors: Mapping[str, float]) -> None:
+        """Methods that may make latents of a second stream: seen, and made quieter by a factor."""
+        for name in filter(SIDE_METHODS.fullmatch, dir(type(self.pipeline))):
+            original = getattr(self.pipeline, name)
+            factor = factors.get(name, 1.0)
+            vars(self.pipeline)[name] = functools.wraps(original)(
+                functools.partial(self._side_stream, original, name, factor)
+            )
+
+    def _side_stream(self, original: Callable, name: str, factor: float, *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        latents = result[0] if isinstance(result, tuple) else result
+        if not isinstance(latents, Tensor):
+            return result
+        self.seen.side[name] = latents
+        if factor != 1.0:
+            latents = factor * latents
+        return (latents, *result[1:]) if isinstance(result, tuple) else latents
+
+    # ------------------------------------------------------------------------------------------------------ denoisers
+
+    def denoisers(self, denoisers: Mapping[str, nn.Module], replay: Mapping[str, Any], grad: bool) -> None:
+        """What goes into the denoisers and comes out, with gradients or from a recording."""
+        for name, module in denoisers.items():
+            for part in module.modules():
+                if hasattr(part, "processor"):  # some calls exchange the attention processors until their last line
+                    self.stack.callback(setattr, part, "processor", part.processor)
+            # A module compiled in place does not pass through `forward` as Python: its compiled call is wrapped.
+            door = "forward" if module._compiled_call_impl is None else "_compiled_call_impl"
+            original = getattr(module, door)
+            recorded = {"output": replay[name]} if name in replay else {}
+            watched = functools.partial(self._denoise, original, name, recorded, grad)
+            self._replace(module, door, functools.wraps(original)(watched))
+
+    def _denoise(self, original: Callable, name: str, recorded: dict, grad: bool, *args: Any, **kwargs: Any) -> Any:
+        """Of a schedule that was cut to one timestep there is one round: the denoiser runs, then the scheduler steps.
+
+        The pipeline itself runs without gradients. They are switched on here and stay on to `scheduler.step`; the
+        pipeline's own no_grad restores the mode when it is left.
+        """
+        if self.seen.steps:
+            raise PipelineError(
+                self.pipeline,
+                "it denoises in more than one round although its schedule was cut to one timestep: its loop does not "
+                "follow scheduler.timesteps, it denoises at several resolutions, or it makes the clip window by "
+                "window. If the latter, choose a num_frames that fits one window.",
+            )
+        self.seen.inputs += [part for part in (*args, *kwargs.values()) if isinstance(part, Tensor)]
+        if grad:
+            torch.set_grad_enabled(True)
+        output = recorded["output"] if recorded else original(*args, **kwargs)
+        if grad:
+            self.stack.enter_context(_KeepsGraph())
+        self.seen.outputs[name] = output
+        return output
+
+    # ------------------------------------------------------------------------------------------------------------ VAE
+
+    def vae(self, stop_at_decode: bool) -> None:
+        """What the VAE encodes is seen; what it would decode ends the call."""
+        vae = getattr(self.pipeline, "vae", None)
+        if vae is None:
+            return
+        original, seen = vae.encode, self.seen
+
+        @functools.wraps(original)
+        def encode(*args, **kwargs):
+            result = original(*args, **kwargs)
+            seen.encoded.append(encoded_mode(result[0] if type(result) is tuple else result))
+            return result
+
+        def decode(latents, *args, **kwargs):
+            seen.decoded = latents
+            seen.reached.add("vae.decode")
+            raise Reached
+
+        self._replace(vae, "encode", encode)
+        if stop_at_decode:
+            self._replace(vae, "decode", decode)
+
+    def _replace(self, thing: Any, name: str, value: Any) -> None:
+        """Replace a method on one instance (hooks of accelerate live in the same place and come back)."""
+        attributes = vars(thing)
+        if name in attributes:
+            self.stack.callback(attributes.__setitem__, name, attributes[name])
+        else:
+            self.stack.callback(attributes.pop, name, None)
+        attributes[name] = value
+
+
+def unwatched_copy(scheduler: Any) -> Any:
+    """A deep copy of a scheduler, of the class that it had before it was watched."""
+    clone = copy.copy(scheduler)
+    clone.__class__ = getattr(type(scheduler), "_unwatched", type(scheduler))
+    return copy.deepcopy(clone)
+
+
+def encoded_mode(encoded: Any) -> Tensor:
+    """What `vae.encode` returned, as a tensor: the mode of a posterior, or the latents as they are."""
+    if isinstance(encoded, Tensor):
+        return encoded
+    if hasattr(encoded, "mode"):
+        return encoded.mode()
+    return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+
+
+def _blocks(block: Any) -> Iterator[Any]:
+    yield block
+    for part in (getattr(block, "sub_blocks", None) or {}).values():
+        yield from _blocks(part)
+
+
+class _FullPrecision(TorchFunctionMode):
+    """Conversions to half precision become conversions to float32.
+
+    Between `scheduler.step` and `vae.decode` a pipeline only rearranges and rescales latents; in half precision it
+    rounds them there to eight bits, through which no scale can be read to better than 0.4 %.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = {name: _at_least_single(value) for name, value in (kwargs or {}).items()}
+        return func(*map(_at_least_single, args), **kwargs)
+
+
+def _at_least_single(argument: Any) -> Any:
+    half = isinstance(argument, torch.dtype) and argument in (torch.bfloat16, torch.float16)
+    return torch.float32 if half else argument
+
+
+class _KeepsGraph(TorchFunctionMode):
+    """Gradients stay on where a pipeline's own helpers and blocks switch them off again, behind the denoiser."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        with torch.enable_grad():
+            return func(*args, **(kwargs or {}))
