@@ -48,7 +48,7 @@ def build_distilled(dtype: torch.dtype = torch.float32, seed: int = 0) -> Cosmos
 
 
 def two_controls(pixels: Tensor) -> dict[str, Tensor]:
-    """(F, 3, H, W) each, in [-1, 1]; the names are those that the pipeline knows, in its order."""
+    """(F, 3, H, W) each, in [-1, 1]. At the same positions, their order is of no account."""
     return {"edge": -pixels, "depth": pixels.flip(-1)}
 
 
