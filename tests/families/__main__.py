@@ -1,39 +1,39 @@
-"""`python -m tests.families [PAGE ...]`: the largest relative differences between `PipelineStep` and the hand-written
-steps, for all pages or the named ones."""
+"""`python -m tests.families [PAGE ...] [--write]`: hold every variant, or those of some pages, to everything.
+
+Prints the largest relative differences from the training steps written by hand. With --write the results of all pages
+become the table of docs/pipelines.md; two processes share the work.
+"""
 
 from __future__ import annotations
 
-import functools
+import argparse
 import sys
-import traceback
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
-from tests.families.common import Variant
-from tests.families.compare import compare, pipeline_step
-from tests.families.registry import PAGES, page
-
-
-def line(variant: Variant) -> str:
-    pipe = variant.build()
-    step = pipeline_step(variant, pipe)
-    if variant.training_step is None:
-        return f"| {variant.name} | latents {tuple(step.latent_shape)}, no step by hand | | | | |"
-    cases = [compare(variant, pipe, step, t, weighted) for t in variant.timesteps for weighted in (False, True)]
-    worst = functools.reduce(lambda a, b: a.worst(b), cases)
-    times = ", ".join(f"{t:g}" for t in variant.timesteps)
-    return (
-        f"| {variant.name} | {times} | {worst.loss:.1e} | {worst.gradient:.1e} | {worst.parameter:.1e} "
-        f"| {worst.cosine:.8f} |"
-    )
+from tests.families.examine import examine_page
+from tests.families.registry import PAGES
+from tests.families.table import write
 
 
-def main(pages: list[str]) -> None:
-    print("| variant | timesteps | loss | gradient | worst parameter | cosine |\n|---|---|---|---|---|---|")
-    for variant in [variant for name in pages or PAGES for variant in page(name)]:
-        try:
-            print(line(variant), flush=True)
-        except Exception:
-            print(f"| {variant.name} | failed |\n{traceback.format_exc()}", flush=True)
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.families", description=__doc__)
+    parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"of {', '.join(PAGES)}; all, if none is named")
+    parser.add_argument("--write", action="store_true", help="write docs/pipelines.md (all pages)")
+    options = parser.parse_args(arguments)
+    print("| variant | loss | gradient | worst parameter | bf16 gradient | result | seconds |")
+    print("|---|---|---|---|---|---|---|")
+    rows, failed = [], 0
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        for results in pool.map(examine_page, PAGES if options.write else options.pages or PAGES):
+            for found, line in results:
+                print(line, flush=True)
+                failed += found is None
+                rows += [found.row] if found else []
+    if options.write and not failed:
+        write(rows)
+    return failed
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -42,6 +42,7 @@ class Variant:
         conditioning: As `PipelineStep` takes it, where the common cases do not serve.
         example: Pixels to the row of a dataset that `conditioning` reads, `pixels` apart. It must not need the Hub.
         refused: Regular expression of the reason with which `PipelineStep` refuses the variant.
+        no_half: Why it cannot run in bf16 on a CPU, or "".
         remark: For the reader of the table: what one needs to know to use the pipeline.
     """
 
@@ -59,6 +60,7 @@ class Variant:
     conditioning: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     example: Callable[[Tensor], Mapping[str, Any]] | None = None
     refused: str | None = None
+    no_half: str = ""
     remark: str = ""
 
     def row(self, pixels: Tensor) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from tests.families import helios, wan
 from tests.families.common import Variant, finish
 
 STAGES = 3
-NOT_DECLARED = "without calling prepare_latents|no block"  # no block says of itself that it makes the latents
 NO_NOISE_ON_IMAGES = dict.fromkeys(
     ("image_noise_sigma_min", "image_noise_sigma_max", "video_noise_sigma_min", "video_noise_sigma_max"), 0.0
 )
@@ -70,8 +69,7 @@ VARIANTS = (
         *helios.CLIP,
         wan.LATENTS,
         call_kwargs=helios.ONE_CHUNK,
-        refused=NOT_DECLARED,
-        remark="HeliosPipeline is served.",
+        remark="One chunk, as of HeliosPipeline, which tells the model the timestep with its fraction; this one drops it.",
     ),
     Variant(
         "helios-modular-i2v",
@@ -82,8 +80,7 @@ VARIANTS = (
         wan.LATENTS,
         call_kwargs=helios.ONE_CHUNK | NO_NOISE_ON_IMAGES,
         conditioning=helios.from_first_frame,
-        refused=NOT_DECLARED,
-        remark="HeliosPipeline is served.",
+        remark="`conditioning` gives the image that comes before the clip.",
     ),
     Variant(
         "helios-modular-pyramid",

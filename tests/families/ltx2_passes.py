@@ -126,7 +126,7 @@ VARIANTS = (
         None,
         call_kwargs={"sigmas": SIGMAS, **ltx2.CALL_KWARGS},
         conditioning=previous_pass,
-        refused="without calling scheduler.step",
+        refused="was over without scheduler.step",
         remark="Refines another pass's latents, tile by tile, and skips the last timestep of each schedule.",
     ),
     Variant(

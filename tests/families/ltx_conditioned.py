@@ -59,7 +59,7 @@ def normalised(vae: Any, latents: Tensor) -> Tensor:
 def given_frame(vae: Any, frame: Tensor, generator: torch.Generator) -> Tensor:
     """(1, 3, H, W) to the latents (1, C, 1, h, w) of a frame that the denoiser is shown."""
     with torch.no_grad():
-        return normalised(vae, vae.encode(frame.transpose(0, 1)[None]).latent_dist.sample(generator).float())
+        return normalised(vae, vae.encode(frame.transpose(0, 1)[None].to(vae.dtype)).latent_dist.sample(generator).float())
 
 
 def tokens(latents: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ VARIANTS = (
         None,
         *SHAPE,
         None,
-        refused="without calling scheduler.step",
+        refused="was over without scheduler.step",
         remark="Its window loop draws its own initial latents and skips the last timestep of each schedule.",
     ),
     Variant(

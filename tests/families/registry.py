@@ -10,7 +10,7 @@ import tests.families
 from tests.families.common import Variant
 
 #: What the pages share: modules of the folder that are no page.
-SHARED = ("__main__", "common", "compare", "conformance", "discover", "registry", "table")
+SHARED = ("__main__", "common", "compare", "conformance", "discover", "examine", "registry", "table")
 
 PAGES = tuple(module.name for module in pkgutil.iter_modules(tests.families.__path__) if module.name not in SHARED)
 

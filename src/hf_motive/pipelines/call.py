@@ -51,7 +51,7 @@ def observe(
         replay: Denoiser name -> recorded output, returned in place of running it.
         grad: Switch gradients on at the denoiser's door, so that the model output carries its graph.
         seed: Of the random numbers that the pipeline draws.
-        side: Method -> factor of the latents that it returns: the streams beside the clip, such as audio.
+        side: Method -> factor of the latents that it makes: the streams beside the clip, such as audio.
         steps: Stop once `scheduler.step` has been called so often. None: go on to `vae.decode`.
         hand_on: What `scheduler.step` gives back, unchanged and in full precision from there: its "sample", or its
             "model_output".
@@ -70,7 +70,7 @@ def observe(
         vars(pipeline)["_progress_bar_config"] = {"disable": True}
 
         doors.scheduler(slice_schedule, steps, hand_on)
-        doors.latents(inject)
+        doors.latents(inject, side or {})
         doors.side_streams(side or {})
         doors.denoisers(denoisers, replay or {}, grad)
         doors.vae(stop_at_decode=steps is None)
@@ -92,7 +92,7 @@ def observe(
     if missed:
         raise PipelineError(
             pipeline,
-            f"its call returned without calling {' or '.join(missed)}, where a step gives and takes what it needs.",
+            f"its call was over without {' or '.join(missed)}, where a step gives and takes what it needs.",
         )
     return seen
 

@@ -47,18 +47,18 @@ class Companions:
     """Second streams, and the frame of a reference image.
 
     Args:
-        loudest: Sigma of the first timestep: of the noise with which the pipeline starts.
-        side: Methods that make the latents of a second stream.
+        spread: Standard deviation of the noise with which the pipeline starts.
+        side: What makes the latents of a second stream.
     """
 
     pipeline: Any
-    loudest: float
+    spread: float
     side: list[str] = field(default_factory=list)
     reference: Reference | None = None
 
     def side_factors(self, sigma: float) -> dict[str, float]:
         """A second stream is silence (zero latents), noised like the clip."""
-        return dict.fromkeys(self.side, sigma / self.loudest)
+        return dict.fromkeys(self.side, sigma / self.spread)
 
     def fill(self, own: Tensor, seen: Observation, signal: float, sigma: float) -> Tensor:
         """The pipeline's own initial latents, with the reference image in its place, noised like the clip."""
@@ -70,39 +70,46 @@ class Companions:
             raise PipelineError(self.pipeline, "it encoded no reference image, or several: give one for every clip.")
         filled = own.clone()
         frame = filled.select(reference.dim, reference.place)
-        frame.copy_(signal * image.to(own.device) + sigma / self.loudest * frame)
+        frame.copy_(signal * image.to(own.device) + sigma / self.spread * frame)
         return filled
 
 
 def find_side_streams(
-    pipeline: Any, arguments: Mapping[str, Any], steps: list[Step], made: dict[str, Tensor], loudest: float
+    pipeline: Any,
+    arguments: Mapping[str, Any],
+    steps: list[Step],
+    first: Observation,
+    at_first: Callable[..., Observation],
 ) -> list[str]:
-    """The methods whose latents are stepped beside the clip.
+    """What makes the latents that are stepped beside the clip: methods, or places in what `prepare_latents` returns.
 
     Args:
         arguments: Of the call.
-        steps: Of another stream than the clip.
-        made: Method -> latents that it returned.
-        loudest: Sigma of the first timestep.
+        steps: Those of another stream than the clip.
+        at_first: `observe` at the first timestep.
     """
-    found = []
+    found: list[str] = []
     for step in steps:
         sample = step.sample.float().flatten()
-        names = [name for name, own in made.items() if torch.equal(own.float().flatten(), sample)]
+        names = [name for name, own in first.side.items() if torch.equal(own.float().flatten(), sample)]
         if not names:
             raise PipelineError(
                 pipeline,
                 f"it denoises a second stream of latents {tuple(step.sample.shape)} beside the clip, and where that "
                 "comes from is not understood.",
             )
-        given = [name for name in names if arguments.get(name.removeprefix("prepare_")) is not None]
-        if given or not abs(float(sample.std()) / loudest - 1) <= spread_tolerance(sample):
+        found += names
+    if not found:
+        return []
+    other = at_first(replay=first.outputs, steps=len(first.steps), seed=1).side
+    for name in found:
+        is_given = arguments.get(name.removeprefix("prepare_")) is not None
+        if is_given or torch.equal(other[name], first.side[name]):
             raise PipelineError(
                 pipeline,
-                f"the second stream that {names[0]} makes does not start from noise: latents given for it would need "
-                "noise of their own. Leave them out: the stream is then silence, noised like the clip.",
+                f"the second stream that {name} makes is given, and would need noise of its own. Leave it out: the "
+                "stream is then silence (zero latents), noised like the clip.",
             )
-        found += names
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from diffusers import BaseGuidance, ModularPipeline, SchedulerMixin
+from diffusers.modular_pipelines.modular_pipeline import PipelineState
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -101,10 +102,13 @@ class Doors:
 
     # -------------------------------------------------------------------------------------------------------- latents
 
-    def latents(self, inject: Callable[[Tensor, Observation], Tensor] | None) -> None:
-        """The latents that the call starts from: what `prepare_latents` returns, or a modular pipeline's block."""
+    def latents(self, inject: Callable[[Tensor, Observation], Tensor] | None, factors: Mapping[str, float]) -> None:
+        """The latents that the call starts from: what `prepare_latents` returns, or a modular pipeline's block.
+
+        What else it returns may be the latents of a second stream.
+        """
         if isinstance(self.pipeline, ModularPipeline):
-            self._latents_of_blocks(inject)
+            self._latents_of_blocks(inject, factors)
             return
         original = getattr(self.pipeline, "prepare_latents", None)
         if original is None:
@@ -115,37 +119,57 @@ class Doors:
         @functools.wraps(original)
         def prepare_latents(*args, **kwargs):
             result = original(*args, **kwargs)
-            latents = self._made(result[0] if isinstance(result, tuple) else result, inject)
-            return (latents, *result[1:]) if isinstance(result, tuple) else latents
+            if not isinstance(result, tuple):
+                return self._made(result, inject)
+            others = [
+                self._side_stream(part, f"prepare_latents[{place}]", factors) if isinstance(part, Tensor) else part
+                for place, part in enumerate(result[1:], start=1)
+            ]
+            return (self._made(result[0], inject), *others)
 
         vars(self.pipeline)["prepare_latents"] = prepare_latents
 
-    def _latents_of_blocks(self, inject: Callable[[Tensor, Observation], Tensor] | None) -> None:
-        """The first block to run that leaves `latents` behind, and has no blocks of its own.
+    def _latents_of_blocks(
+        self, inject: Callable[[Tensor, Observation], Tensor] | None, factors: Mapping[str, float]
+    ) -> None:
+        """The first block that leaves `latents` behind makes them; what else it and others make may be second streams.
 
-        Blocks are called as they are, so that the class is replaced. `state` is one object for all of them, and inside
-        a loop another one, with attributes.
+        Blocks are called as they are, so that their class is replaced. What they declare to make is not asked: not all
+        do.
         """
-        seen, made = self.seen, self._made
+        door = self
         for block in _blocks(self.pipeline._blocks):
             if hasattr(block, "progress_bar"):
                 self._replace(block, "_progress_bar_config", {"disable": True})
-            if getattr(block, "sub_blocks", None) or "latents" not in block.intermediate_output_names:
+            if getattr(block, "sub_blocks", None):
                 continue
             kind = type(block)
 
             def call(self, components, state, *args, _kind=kind, **kwargs):
+                before = dict(_values(state))
                 result = _kind.__call__(self, components, state, *args, **kwargs)
-                if "prepare_latents" not in seen.reached:
-                    state = result[1]
-                    if hasattr(state, "set"):
-                        state.set("latents", made(state.get("latents"), inject))
-                    else:
-                        state.latents = made(state.latents, inject)
+                door._left_behind(before, _values(result[1]), inject, factors)
                 return result
 
             block.__class__ = type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
             self.stack.callback(setattr, block, "__class__", kind)
+
+    def _left_behind(
+        self,
+        before: Mapping[str, Any],
+        values: dict[str, Any],
+        inject: Callable[[Tensor, Observation], Tensor] | None,
+        factors: Mapping[str, float],
+    ) -> None:
+        if self.seen.outputs:
+            return  # behind the denoiser, latents are what the scheduler made of them
+        for name, value in list(values.items()):
+            if not isinstance(value, Tensor) or value is before.get(name):
+                continue
+            if name == "latents" and "prepare_latents" not in self.seen.reached:
+                values[name] = self._made(value, inject)
+            elif SIDE_METHODS.fullmatch(f"prepare_{name}") and f"prepare_{name}" not in self.seen.side:
+                values[name] = self._side_stream(value, f"prepare_{name}", factors)
 
     def _made(self, latents: Tensor, inject: Callable[[Tensor, Observation], Tensor] | None) -> Tensor:
         self.seen.initial = latents
@@ -156,20 +180,20 @@ class Doors:
         """Methods that may make latents of a second stream: seen, and made quieter by a factor."""
         for name in filter(SIDE_METHODS.fullmatch, dir(type(self.pipeline))):
             original = getattr(self.pipeline, name)
-            factor = factors.get(name, 1.0)
-            vars(self.pipeline)[name] = functools.wraps(original)(
-                functools.partial(self._side_stream, original, name, factor)
-            )
+            made = functools.partial(self._side_method, original, name, factors)
+            vars(self.pipeline)[name] = functools.wraps(original)(made)
 
-    def _side_stream(self, original: Callable, name: str, factor: float, *args: Any, **kwargs: Any) -> Any:
+    def _side_method(self, original: Callable, name: str, factors: Mapping[str, float], *args, **kwargs) -> Any:
         result = original(*args, **kwargs)
         latents = result[0] if isinstance(result, tuple) else result
         if not isinstance(latents, Tensor):
             return result
-        self.seen.side[name] = latents
-        if factor != 1.0:
-            latents = factor * latents
+        latents = self._side_stream(latents, name, factors)
         return (latents, *result[1:]) if isinstance(result, tuple) else latents
+
+    def _side_stream(self, latents: Tensor, name: str, factors: Mapping[str, float]) -> Tensor:
+        self.seen.side[name] = latents
+        return factors[name] * latents if name in factors else latents
 
     # ------------------------------------------------------------------------------------------------------ denoisers
 
@@ -202,6 +226,9 @@ class Doors:
         self.seen.inputs += [part for part in (*args, *kwargs.values()) if isinstance(part, Tensor)]
         if grad:
             torch.set_grad_enabled(True)
+            # Clones, because some loops write what they stepped into the very latents that the denoiser was given.
+            args = tuple(_cloned(part) for part in args)
+            kwargs = {key: _cloned(part) for key, part in kwargs.items()}
         output = recorded["output"] if recorded else original(*args, **kwargs)
         if grad:
             self.stack.enter_context(_KeepsGraph())
@@ -211,26 +238,29 @@ class Doors:
     # ------------------------------------------------------------------------------------------------------------ VAE
 
     def vae(self, stop_at_decode: bool) -> None:
-        """What the VAE encodes is seen; what it would decode ends the call."""
-        vae = getattr(self.pipeline, "vae", None)
-        if vae is None:
-            return
-        original, seen = vae.encode, self.seen
+        """What the VAE encodes is seen; what it, or a decoder of its own, would decode ends the call."""
+        seen, vae = self.seen, getattr(self.pipeline, "vae", None)
+        if vae is not None:
+            original = vae.encode
 
-        @functools.wraps(original)
-        def encode(*args, **kwargs):
-            result = original(*args, **kwargs)
-            seen.encoded.append(encoded_mode(result[0] if type(result) is tuple else result))
-            return result
+            @functools.wraps(original)
+            def encode(*args, **kwargs):
+                result = original(*args, **kwargs)
+                seen.encoded.append(encoded_mode(result[0] if type(result) is tuple else result))
+                return result
+
+            self._replace(vae, "encode", encode)
 
         def decode(latents, *args, **kwargs):
             seen.decoded = latents
             seen.reached.add("vae.decode")
             raise Reached
 
-        self._replace(vae, "encode", encode)
-        if stop_at_decode:
-            self._replace(vae, "decode", decode)
+        parts = [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
+        decoders = [part for part in parts if hasattr(part, "decode") and not hasattr(part, "encode")]
+        for part in [vae, *decoders] if stop_at_decode else []:
+            if part is not None:
+                self._replace(part, "decode", decode)
 
     def _replace(self, thing: Any, name: str, value: Any) -> None:
         """Replace a method on one instance (hooks of accelerate live in the same place and come back)."""
@@ -240,6 +270,10 @@ class Doors:
         else:
             self.stack.callback(attributes.pop, name, None)
         attributes[name] = value
+
+
+def _cloned(part: Any) -> Any:
+    return part.clone() if isinstance(part, Tensor) else part
 
 
 def unwatched_copy(scheduler: Any) -> Any:
@@ -256,6 +290,11 @@ def encoded_mode(encoded: Any) -> Tensor:
     if hasattr(encoded, "mode"):
         return encoded.mode()
     return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+
+
+def _values(state: Any) -> dict[str, Any]:
+    """What the blocks of a modular pipeline share: one state for all of them, and another one inside a loop."""
+    return state.values if isinstance(state, PipelineState) else vars(state)
 
 
 def _blocks(block: Any) -> Iterator[Any]:

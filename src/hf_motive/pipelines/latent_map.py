@@ -58,7 +58,12 @@ class AffineGather:
         zero, one, *digits = (answer.detach().float().flatten() for answer in answers)
         bias, scale = zero, one - zero
         arrives = scale.abs() > 1e-6 * scale.abs().max()
-        if not torch.isfinite(scale).all() or not arrives.any():
+        if not torch.isfinite(scale).all():
+            raise ValueError(
+                "constant latents come out as NaN, so that it does more to them than a gather and an affine map (a "
+                "normalisation, say). If that only retouches samples, replace the method on the pipeline"
+            )
+        if not arrives.any():
             raise NothingArrivesError("what was put in does not change what arrives")
         index = torch.zeros_like(scale, dtype=torch.int64)
         for place, answer in enumerate(digits):
@@ -80,11 +85,14 @@ class AffineGather:
         covered[self.index[self.index >= 0]] = True
         return covered.reshape(self.source_shape)
 
-    @property
-    def is_pure(self) -> bool:
-        """Values arrive as they are: a gather alone."""
-        arrives = self.index >= 0
-        return bool((self.scale[arrives] - 1).abs().max() < 1e-3 and self.bias[arrives].abs().max() < 1e-3)
+    def is_pure(self, elements: Tensor) -> bool:
+        """Whether these elements (bool, source shape) arrive as they are: a gather alone."""
+        here = self.gather(elements.to(self.index.device)).flatten()
+        return bool((self.scale[here] - 1).abs().max() < 1e-3 and self.bias[here].abs().max() < 1e-3)
+
+    def apply(self, source: Tensor) -> Tensor:
+        """The target; the bias alone where nothing arrives."""
+        return (self.scale * self.gather(source).flatten() + self.bias).reshape(self.target_shape)
 
     def gather(self, source: Tensor, fill: float = 0.0) -> Tensor:
         """Move source elements to their target places, values unchanged; `fill` where nothing arrives."""

@@ -67,7 +67,8 @@ class Schedule:
         """The schedule's timestep nearest to `timestep`, in [0, 1000]: 0 is the clip, 1000 is noise.
 
         A schedule that counts up while it denoises is read backwards. Where a scheduler's timesteps are not on the
-        training scale at all (EDM's are 0.25·ln sigma), 1000 is the schedule's first position and 0 its last.
+        training scale at all, the level of a flow is its sigma; of the others (EDM's timesteps are 0.25·ln sigma),
+        1000 is the schedule's first position and 0 its last.
         """
         if not 0 <= timestep <= 1000:
             raise ValueError(f"timestep must be in [0, 1000] (0: the clip, 1000: noise), got {timestep}")
@@ -75,7 +76,9 @@ class Schedule:
         levels = self.timesteps / train_steps * 1000
         if levels[0] < levels[-1]:
             levels = 1000 - levels
-        on_scale = levels.min() >= -1 and 500 < levels.max() <= 1001
+        on_scale = levels.min() >= -1 and levels.max() <= 1001 and levels.max() - levels.min() > 500
+        if not on_scale and self._is_flow() and sum(self.noise_kernel(0)) == 1:
+            levels, on_scale = 1000 * torch.tensor([self.noise_kernel(i)[1] for i in range(len(levels))]), True
         by_level, by_order = (levels - timestep).abs().argmin(), (1 - timestep / 1000) * (len(levels) - 1)
         position = int(by_level) if on_scale else round(by_order)
         signal, sigma = self.noise_kernel(position)
@@ -104,15 +107,18 @@ class Schedule:
             self._kernels[position] = self._measure_kernel(position)
         return self._kernels[position]
 
-    def _measure_kernel(self, position: int) -> tuple[float, float]:
+    def _is_flow(self) -> bool:
         config = self._scheduler.config
-        scheduler = unwatched_copy(self._scheduler)
-        is_flow = (
-            not hasattr(scheduler, "add_noise")
+        return (
+            not hasattr(self._scheduler, "add_noise")
             or config.get("use_flow_sigmas", False)
             or config.get("prediction_type") == "flow_prediction"
         )
-        if is_flow:
+
+    def _measure_kernel(self, position: int) -> tuple[float, float]:
+        config = self._scheduler.config
+        scheduler = unwatched_copy(self._scheduler)
+        if self._is_flow():
             if getattr(scheduler, "sigmas", None) is None:
                 raise PipelineError(
                     self._pipeline,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,8 +18,8 @@ from hf_motive.pipelines.learn import learn
 from hf_motive.pipelines.observation import Observation
 from hf_motive.pipelines.schedule import ScheduledTimestep
 
-#: Components that denoise; all others (text encoders, VAE, image encoders) are held fixed and get no gradient.
-DENOISERS = ("transformer", "transformer_2", "unet")
+#: Components that denoise, by name; all others (text encoders, VAE, image encoders) are fixed and get no gradient.
+DENOISERS = re.compile(r"transformer(_\w+)?|unet")
 
 
 class StepOutput(NamedTuple):
@@ -74,11 +75,7 @@ class PipelineStep:
         self.pipeline = pipeline
         self.num_frames, self.height, self.width = num_frames, height, width
         self.call_kwargs = dict(call_kwargs or {})
-        self.denoisers: dict[str, nn.Module] = {
-            name: getattr(pipeline, name) for name in DENOISERS if isinstance(getattr(pipeline, name, None), nn.Module)
-        }
-        if not self.denoisers:
-            raise PipelineError(pipeline, f"it has no denoiser: none of the components {', '.join(DENOISERS)}.")
+        self.denoisers = find_denoisers(pipeline)
         self._conditioning = Conditioning(pipeline, num_frames, height, width, conditioning, self.call_kwargs)
         self._digests = WeightDigests(pipeline)
         example = example or {"pixels": torch.zeros(num_frames, 3, height, width)}
@@ -251,3 +248,39 @@ class PipelineStep:
                 self.pipeline,
                 f"the injected latents did not arrive at scheduler.step: its sample is off by up to {float(off):.3g}.",
             )
+
+
+def find_denoisers(pipeline: Any) -> dict[str, nn.Module]:
+    """Component name -> module that denoises.
+
+    Raises:
+        PipelineError: There is none, or its weights are not where a backward pass needs them.
+    """
+    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    denoisers = {name: part for name, part in parts.items() if DENOISERS.fullmatch(name)}
+    if not denoisers:
+        raise PipelineError(pipeline, f"it has no denoiser: no component is called {DENOISERS.pattern}.")
+    if getattr(pipeline, "scheduler", None) is None:
+        raise PipelineError(
+            pipeline, "it has no scheduler, from which a step reads how a clip is noised and what is predicted."
+        )
+    for name, part in parts.items():
+        if any(parameter.is_meta for parameter in part.parameters()):
+            raise PipelineError(
+                pipeline,
+                f"the weights of its {name} are offloaded one layer at a time (sequential offload), where no gradient "
+                "reaches them. Load the pipeline again and call enable_model_cpu_offload(), which moves whole models.",
+            )
+    for name, part in denoisers.items():
+        if any(_is_group_offloaded(module) for module in part.modules()):
+            raise PipelineError(
+                pipeline,
+                f"its {name} is offloaded in groups: its weights leave the device before the backward pass needs "
+                "them. Load it again without; text encoders and the VAE may be offloaded so.",
+            )
+    return denoisers
+
+
+def _is_group_offloaded(module: nn.Module) -> bool:
+    registry = getattr(module, "_diffusers_hook", None)
+    return registry is not None and registry.get_hook("group_offloading") is not None

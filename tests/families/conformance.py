@@ -1,0 +1,252 @@
+"""What every variant must pass, and the row of docs/pipelines.md that comes of it."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_motive.pipelines import PipelineError, PipelineStep, StepOutput
+from tests.families.common import Variant, example_pixels
+from tests.families.compare import CAPTION, Difference, compare, difference, gradients, pipeline_step
+
+LOSS_TOLERANCE = 1e-5  # relative; both sum the same squares in fp32
+GRADIENT_TOLERANCE = 1e-5  # ‖g − h‖ / ‖h‖ over all parameters
+PARAMETER_TOLERANCE = 1e-4  # the same for the worst single parameter
+
+# In bf16 most variants agree with their step by hand bit for bit; where a pipeline rounds its latents once more than
+# the step does, this much is bf16 itself.
+BF16_LOSS_TOLERANCE = 1e-2
+BF16_GRADIENT_TOLERANCE = 1e-1
+#: bf16 against fp32, where no step by hand tells: the cosine of the gradients.
+BF16_COSINE = 0.9
+
+
+class Row(NamedTuple):
+    """One line of the table, in words that are the same on every machine."""
+
+    pipeline: str
+    variant: str
+    denoiser: str
+    scheduler: str
+    predicts: str
+    layout: str
+    coverage: str
+    result: str
+    remark: str
+
+
+class Examination(NamedTuple):
+    """A row, and the figures behind it: the largest differences from the step by hand, and in bf16."""
+
+    row: Row
+    difference: Difference | None
+    bf16: Difference | None
+
+
+def examine(variant: Variant) -> Examination:
+    """Build a variant and hold it to everything.
+
+    Raises:
+        AssertionError: Something does not hold; the message says what.
+    """
+    pipe = variant.build()
+    parts = [name for name in variant.denoisers if getattr(pipe, name, None) is not None]
+    described = (
+        ", ".join(dict.fromkeys(type(getattr(pipe, name)).__name__ for name in parts)),
+        type(getattr(pipe, "scheduler", None)).__name__,
+    )
+    if variant.refused is not None:
+        reason = _refusal(variant, pipe)
+        row = Row(variant.pipeline, variant.name, *described, "", "", "", f"refused: {reason}", variant.remark)
+        return Examination(row, None, None)
+
+    before = vars(pipe).copy()
+    clip = Clip(variant, pipe)
+    assert tuple(clip.step.latent_shape) == variant.latent_shape, "the latents of the clip have another shape"
+    share = clip.repeats_itself()
+    clip.weight_of_ones_is_plain()
+    clip.corner_stays_in_its_corner()
+    clip.experts_divide_the_noise_levels()
+    checkpointed = clip.checkpointing_changes_nothing()
+    assert vars(pipe) == before, "a step left something behind on the pipeline"
+    worst = _by_hand(variant, pipe, clip.step) if variant.training_step else None
+    bf16 = None if variant.no_half else _half_precision(variant, clip)
+    result = "as by hand" if worst else "served"
+    if not checkpointed:
+        result += "; no gradient checkpointing"
+    row = Row(
+        variant.pipeline,
+        variant.name,
+        *described,
+        clip.predicts(),
+        clip.layout(),
+        f"{share:.0%}",
+        result,
+        variant.remark,
+    )
+    return Examination(row, worst, bf16)
+
+
+def _refusal(variant: Variant, pipe: Any) -> str:
+    """The reason, after it was seen that it is refused at construction and that the pipeline is left alone."""
+    before = vars(pipe).copy()
+    try:
+        pipeline_step(variant, pipe)
+    except PipelineError as error:
+        assert re.search(variant.refused, error.reason), f"refused for another reason: {error.reason}"
+        assert vars(pipe) == before, "a refusal left something behind on the pipeline"
+        return re.split(r"\.\s", " ".join(error.reason.split()))[0].removesuffix(".")
+    raise AssertionError("it is not refused")
+
+
+def _by_hand(variant: Variant, pipe: Any, step: PipelineStep) -> Difference:
+    cases = [compare(variant, pipe, step, t, weighted) for t in variant.timesteps for weighted in (False, True)]
+    worst = functools.reduce(lambda a, b: a.worst(b), cases)
+    assert worst.loss < LOSS_TOLERANCE, f"not the loss of the step by hand: {worst}"
+    assert worst.gradient < GRADIENT_TOLERANCE, f"not the gradient of the step by hand: {worst}"
+    assert worst.parameter < PARAMETER_TOLERANCE, f"not the gradient of the step by hand, in one parameter: {worst}"
+    return worst
+
+
+class Clip:
+    """One clip in a variant's pipeline: a step of it at each of the variant's timesteps."""
+
+    def __init__(self, variant: Variant, pipe: Any, latents: Tensor | None = None):
+        self.variant, self.pipe = variant, pipe
+        self.step = pipeline_step(variant, pipe)
+        pixels = example_pixels(variant.num_frames, variant.height, variant.width)
+        self.row = variant.row(pixels)
+        self.latents = self.step.encode(pixels) if latents is None else latents
+        self.noise = self.step.noise(seed=7)
+
+    def loss(self, timestep: float | None = None, **options: Any) -> StepOutput:
+        options = {"latents": self.latents, "noise": self.noise, "example": self.row, **options}
+        timestep = self.variant.timesteps[0] if timestep is None else timestep
+        return self.step.loss(options.pop("latents"), CAPTION, timestep=timestep, **options)
+
+    def gradients(self, out: StepOutput) -> dict[str, Tensor]:
+        return gradients(self.variant, self.pipe, out.loss)
+
+    def repeats_itself(self) -> float:
+        """Two runs agree bit for bit, whatever ran between them. Returns the share of parameters with a gradient."""
+        out = self.loss()
+        first = self.gradients(out)
+        torch.manual_seed(123)
+        self.loss(self.variant.timesteps[-1])
+        again = self.loss()
+        assert torch.equal(out.loss, again.loss), "two runs have different losses"
+        second = self.gradients(again)
+        assert all(torch.equal(first[name], second[name]) for name in first), "two runs have different gradients"
+        total = sum(gradient.numel() for gradient in first.values())
+        return sum(gradient.numel() for gradient in first.values() if gradient.any()) / total
+
+    def weight_of_ones_is_plain(self) -> None:
+        plain, ones = self.loss(), self.loss(weight=torch.ones(self.step.latent_shape[1:]))
+        assert torch.equal(plain.loss, ones.loss), "a weight of ones is not the plain loss"
+
+    def corner_stays_in_its_corner(self) -> None:
+        """A weight in a corner is where the target moves with the clip's own corner, and nowhere else."""
+        corner = torch.zeros(self.step.latent_shape[1:])
+        corner[-1, :2, :1] = 2.0
+        moved = {"latents": self.latents + 0.5 * (corner > 0), "noise": self.noise + 0.7 * (corner > 0)}
+        out, other = self.loss(weight=corner), self.loss(**moved)
+        touched = out.target != other.target
+        assert touched.any(), "the corner of the clip is nowhere in the target"
+        assert torch.equal(touched, out.weight > 0), "the corner's weight is not where the corner is"
+        (reached,) = torch.autograd.grad(out.loss, out.prediction)
+        assert not (reached.bool() & ~touched).any(), "a weight in a corner has a gradient outside of it"
+
+    def experts_divide_the_noise_levels(self) -> None:
+        if len(self.variant.denoisers) < 2:
+            return
+        for timestep, expert in zip(self.variant.timesteps, self.variant.denoisers, strict=True):
+            found = {name.split(".")[0] for name, g in self.gradients(self.loss(timestep)).items() if g.any()}
+            assert found == {expert}, f"at timestep {timestep:g} the gradient is in {found}, not in {expert}"
+
+    def checkpointing_changes_nothing(self) -> bool:
+        """False where the denoiser has none."""
+        modules = [getattr(self.pipe, name) for name in self.variant.denoisers]
+        if not all(module._supports_gradient_checkpointing for module in modules):
+            return False
+        plain = self.loss()
+        expected = self.gradients(plain)
+        try:
+            for module in modules:
+                module.enable_gradient_checkpointing()
+        except ValueError:
+            return False  # claimed by the class, and refused by diffusers
+        out = self.loss()
+        found = self.gradients(out)
+        for module in modules:
+            module.disable_gradient_checkpointing()
+        worst = difference(found, expected, out.loss.detach(), plain.loss.detach())
+        assert worst.gradient < GRADIENT_TOLERANCE, f"gradient checkpointing changes the gradient: {worst}"
+        return True
+
+    def predicts(self) -> str:
+        """What the denoiser is trained to say, from the target's own shares of clip and noise."""
+        level = self.step.resolve_timestep(self.variant.timesteps[0])
+        zero = torch.zeros_like(self.latents)
+        # The clip that is zero for the pipeline, whatever units its VAE has.
+        origin = self.loss(latents=zero, noise=zero)
+        of_noise = _share(self.loss(latents=zero).target, origin.target, self.placed(self.noise), origin.weight)
+        ones = torch.ones_like(zero)
+        scale = self.placed(ones, units=True) - self.placed(zero, units=True)
+        of_clip = _share(self.loss(latents=ones, noise=zero).target, origin.target, scale, origin.weight)
+        signal, sigma = level.signal, level.sigma
+        norm = (signal**2 + sigma**2) ** 0.5
+        kinds = {
+            "noise": (0.0, 1.0),
+            "clip": (1.0, 0.0),
+            "noise − clip": (-1.0, 1.0),
+            "clip − noise": (1.0, -1.0),
+            "velocity": (-sigma / norm, signal / norm),
+        }
+        for kind, (clip, noise) in kinds.items():
+            if abs(of_clip - clip) < 0.01 and abs(of_noise - noise) < 0.01:
+                return kind
+        return f"{of_clip:.2f}·clip + {of_noise:.2f}·noise"
+
+    def placed(self, values: Tensor, units: bool = False) -> Tensor:
+        learnt = self.step._learnt
+        return learnt.map.arrive.gather((learnt.map.latents if units else learnt.map.place)(values))
+
+    def layout(self) -> str:
+        """Which of batch, channel, time, height and width each dimension of the sample at `scheduler.step` counts."""
+        learnt, shape = self.step._learnt, self.step.latent_shape
+        if len(learnt.parts) > 1:
+            return "a step a frame"
+        counted = {}
+        for axis, letter in enumerate("CTHW"):
+            number = torch.arange(float(shape[axis])).reshape([-1 if i == axis else 1 for i in range(4)])
+            counted[letter] = learnt.map.arrive.gather(learnt.map.place(number.expand(shape)), fill=torch.nan)
+        words = []
+        for dim in range(counted["C"].ndim):
+            varies = "".join(letter for letter, number in counted.items() if (number.diff(dim=dim).abs() > 0).any())
+            words.append({"": "B", "THW": "S"}.get(varies, varies))
+        return " ".join(words)
+
+
+def _share(target: Tensor, origin: Tensor, of: Tensor, weight: Tensor) -> float:
+    """How much of `of` is in target − origin, where there is weight."""
+    here = weight > 0
+    return float(((target - origin)[here] * of[here]).sum() / of[here].square().sum())
+
+
+def _half_precision(variant: Variant, full: Clip) -> Difference:
+    """bf16 is the step by hand in bf16; without one, it is near fp32."""
+    pipe = variant.build(torch.bfloat16)
+    if variant.training_step is not None:
+        worst = compare(variant, pipe, pipeline_step(variant, pipe), variant.timesteps[0], weighted=True)
+        assert worst.loss < BF16_LOSS_TOLERANCE, f"in bf16 not the loss of the step by hand: {worst}"
+        assert worst.gradient < BF16_GRADIENT_TOLERANCE, f"in bf16 not the gradient of the step by hand: {worst}"
+        return worst
+    half = Clip(variant, pipe, latents=full.latents)
+    ours, expected = half.loss(), full.loss()
+    worst = difference(half.gradients(ours), full.gradients(expected), ours.loss.detach(), expected.loss.detach())
+    assert worst.cosine > BF16_COSINE, f"bf16 is far from fp32: {worst}"
+    return worst
