@@ -197,7 +197,7 @@ VARIANTS = (
         HEIGHT,
         WIDTH,
         LATENTS,
-        remark="Text-to-video, of clips of 17·n + 5 frames and at least five seconds. The loss is the video's; sound that "
-        "the row does not give is silence, noised to the same level, which in sampling it is not.",
+        remark="Text-to-video, of clips of 17·n + 5 frames and at least five seconds. The loss is the video's; "
+        "sound that the row does not give is silence, noised to the same level, which in sampling it is not.",
     ),
 )
