@@ -69,7 +69,7 @@ VARIANTS = (
         *helios.CLIP,
         wan.LATENTS,
         call_kwargs=helios.ONE_CHUNK,
-        remark="One chunk, as of HeliosPipeline, which tells the model the timestep with its fraction; this one drops it.",
+        remark="One chunk, as of HeliosPipeline; the model is told the timestep without its fraction.",
     ),
     Variant(
         "helios-modular-i2v",
