@@ -8,17 +8,8 @@ import pytest
 import torch
 
 from tests.families.common import example_pixels
-from tests.families.compare import CAPTION, compare, difference, example_weight, gradients, pipeline_step
+from tests.families.compare import CAPTION, difference, example_weight, gradients, pipeline_step
 from tests.families.registry import variants
-
-LOSS_TOLERANCE = 1e-5  # relative; both sum the same squares in fp32
-GRADIENT_TOLERANCE = 1e-5  # ‖g − h‖ / ‖h‖ over all parameters
-PARAMETER_TOLERANCE = 1e-4  # the same for the worst single parameter
-
-# In bf16 most families agree bit for bit. Stable Video Diffusion does not: its pipeline rounds the noised latents once
-# more, and hands its VAE a channels-last image, whose convolutions round elsewhere. So this much is bf16 itself.
-BF16_LOSS_TOLERANCE = 5e-3
-BF16_GRADIENT_TOLERANCE = 5e-2
 
 CASES = [(name, timestep) for name, family in variants().items() for timestep in family.timesteps]
 
@@ -29,32 +20,6 @@ def built(name: str, dtype: torch.dtype = torch.float32):
     family = variants()[name]
     pipe = family.build(dtype)
     return family, pipe, pipeline_step(family, pipe)
-
-
-@pytest.mark.parametrize("name", variants())
-def test_latent_shape_is_the_vaes(name: str) -> None:
-    family, _, step = built(name)
-    assert tuple(step.latent_shape) == family.latent_shape
-
-
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize(("name", "timestep"), CASES)
-def test_step_is_the_trainers(name: str, timestep: float, weighted: bool, record_property) -> None:
-    worst = compare(*built(name), timestep, weighted)
-    for key, value in worst._asdict().items():
-        record_property(key, value)
-    print(f"{name} t={timestep:g} weighted={weighted}: {worst}")
-    assert worst.loss < LOSS_TOLERANCE
-    assert worst.gradient < GRADIENT_TOLERANCE
-    assert worst.parameter < PARAMETER_TOLERANCE
-
-
-@pytest.mark.parametrize("name", variants())
-def test_bf16_step_is_the_trainers(name: str) -> None:
-    worst = compare(*built(name, torch.bfloat16), variants()[name].timesteps[0], weighted=True)
-    print(f"{name} bf16: {worst}")
-    assert worst.loss < BF16_LOSS_TOLERANCE
-    assert worst.gradient < BF16_GRADIENT_TOLERANCE
 
 
 @pytest.mark.parametrize(("name", "timestep"), CASES)

@@ -217,7 +217,11 @@ class GradientProjector:
         vector = self.projection.finish(stream.total())
         norm = vector.double().norm().item()
         if norm == 0:
-            raise ClipError("failed", f"the gradient is zero in all {len(checks)} parameters; loss {value:.6g}")
+            raise ClipError(
+                "failed",
+                f"the gradient is zero in all {len(checks)} parameters; loss {value:.6g}. (An untrained LoRA has "
+                "B = 0, and with it no gradient in A: select lora_B or the base weights.)",
+            )
         reached = {name for name, _ in checks}
         coverage = sum(self.parameters[name].numel() for name in reached) / self._numel
         return GradientFeature(vector, norm, coverage, value)

@@ -42,7 +42,7 @@ class Variant:
         conditioning: As `PipelineStep` takes it, where the common cases do not serve.
         example: Pixels to the row of a dataset that `conditioning` reads, `pixels` apart. It must not need the Hub.
         refused: Regular expression of the reason with which `PipelineStep` refuses the variant.
-        no_half: Why it cannot run in bf16 on a CPU, or "".
+        no_half: Why bf16 is not compared, or "".
         remark: For the reader of the table: what one needs to know to use the pipeline.
     """
 

@@ -205,7 +205,15 @@ VARIANTS = (
         call_kwargs={**TEXT, "sample_audio": False},
         conditioning=lambda example: {"image": images(example["pixels"])[0]},
     ),
-    Variant("kandinsky6-audio", "Kandinsky6TI2VAPipeline", build, audio_step, *SHAPE, call_kwargs=TEXT),
+    Variant(
+        "kandinsky6-audio",
+        "Kandinsky6TI2VAPipeline",
+        build,
+        audio_step,
+        *SHAPE,
+        call_kwargs=TEXT,
+        no_half="The audio's noise is drawn in the model's dtype, and is another one in bf16.",
+    ),
     Variant(
         "kandinsky6-sr",
         "Kandinsky6SRPipeline",

@@ -59,7 +59,9 @@ def normalised(vae: Any, latents: Tensor) -> Tensor:
 def given_frame(vae: Any, frame: Tensor, generator: torch.Generator) -> Tensor:
     """(1, 3, H, W) to the latents (1, C, 1, h, w) of a frame that the denoiser is shown."""
     with torch.no_grad():
-        return normalised(vae, vae.encode(frame.transpose(0, 1)[None].to(vae.dtype)).latent_dist.sample(generator).float())
+        return normalised(
+            vae, vae.encode(frame.transpose(0, 1)[None].to(vae.dtype)).latent_dist.sample(generator).float()
+        )
 
 
 def tokens(latents: Tensor) -> Tensor:

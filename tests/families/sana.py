@@ -193,6 +193,7 @@ VARIANTS = (
         *WM_SHAPE,
         conditioning=lambda example: {"c2w": example["poses"], "intrinsics": example["lens"]},
         example=camera,
+        no_half="Its transformer refuses bf16 on a CPU.",
         remark="conditioning gives the camera, c2w and intrinsics; the frame is the clip's own.",
     ),
 )

@@ -38,6 +38,7 @@ def observe(
     side: Mapping[str, float] | None = None,
     steps: int | None = None,
     hand_on: str = "sample",
+    decoded: Tensor | None = None,
 ) -> Observation:
     """Call `pipeline(**arguments)` and stop it after a number of calls of `scheduler.step`, or at `vae.decode`.
 
@@ -55,6 +56,7 @@ def observe(
         steps: Stop once `scheduler.step` has been called so often. None: go on to `vae.decode`.
         hand_on: What `scheduler.step` gives back, unchanged and in full precision from there: its "sample", or its
             "model_output".
+        decoded: Returned by `vae.decode`, and the call goes on to where the pipeline turns the video into pixels.
 
     Raises:
         PipelineError: The pipeline returned without passing the doors, or denoises in more than one round.
@@ -73,7 +75,7 @@ def observe(
         doors.latents(inject, side or {})
         doors.side_streams(side or {})
         doors.denoisers(denoisers, replay or {}, grad)
-        doors.vae(stop_at_decode=steps is None)
+        doors.vae(steps is None, decoded)
 
         if "generator" in call_parameters(pipeline):
             # On the CPU, so that a device does not change what the pipeline draws.

@@ -10,11 +10,12 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from diffusers import BaseGuidance, ModularPipeline, SchedulerMixin
+from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.modular_pipelines.modular_pipeline import PipelineState
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -41,6 +42,7 @@ class Doors:
 
     def __init__(self, pipeline: Any, seen: Observation, stack: ExitStack):
         self.pipeline, self.seen, self.stack = pipeline, seen, stack
+        self._precision = _FullPrecision()
 
     # ------------------------------------------------------------------------------------------------------ scheduler
 
@@ -50,7 +52,7 @@ class Doors:
         The pipeline's own is never touched. Its class is replaced and not its methods, because pipelines copy their
         scheduler: for each frame, or for the audio.
         """
-        pipeline, seen, stack = self.pipeline, self.seen, self.stack
+        pipeline, seen, stack, precision = self.pipeline, self.seen, self.stack, self._precision
         scheduler, guiders = copy.deepcopy(pipeline.scheduler), self._copied_guiders()
         kind = type(scheduler)
 
@@ -79,9 +81,10 @@ class Doors:
             if len(seen.steps) == steps:
                 raise Reached
             output = own_step(*args, **kwargs)  # for the type of its result, and what else is in it
-            if steps is None:
-                stack.enter_context(_FullPrecision())
             handed_on = this.call.arguments[hand_on]
+            if steps is None:
+                stack.enter_context(precision)
+                handed_on = handed_on.float()
             if isinstance(output, tuple):
                 return (handed_on, *output[1:])
             output.prev_sample = handed_on
@@ -237,8 +240,11 @@ class Doors:
 
     # ------------------------------------------------------------------------------------------------------------ VAE
 
-    def vae(self, stop_at_decode: bool) -> None:
-        """What the VAE encodes is seen; what it, or a decoder of its own, would decode ends the call."""
+    def vae(self, stop_at_decode: bool, decoded: Tensor | None) -> None:
+        """What the VAE encodes is seen; what it, or a decoder of its own, would decode ends the call.
+
+        With `decoded`, that is the result of decoding, and what the pipeline makes of it ends the call.
+        """
         seen, vae = self.seen, getattr(self.pipeline, "vae", None)
         if vae is not None:
             original = vae.encode
@@ -254,13 +260,30 @@ class Doors:
         def decode(latents, *args, **kwargs):
             seen.decoded = latents
             seen.reached.add("vae.decode")
+            if decoded is None:
+                raise Reached
+            return (decoded,) if kwargs.get("return_dict") is False else DecoderOutput(sample=decoded)
+
+        def postprocess_video(video, *args, **kwargs):
+            seen.shown = video
             raise Reached
 
-        parts = [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
-        decoders = [part for part in parts if hasattr(part, "decode") and not hasattr(part, "encode")]
-        for part in [vae, *decoders] if stop_at_decode else []:
-            if part is not None:
+        if decoded is not None:
+            self._replace(self.pipeline.video_processor, "postprocess_video", postprocess_video)
+        for part in self.pipeline.components.values() if stop_at_decode else ():
+            if not isinstance(part, nn.Module) or not hasattr(part, "decode"):
+                continue
+            if part is vae or not hasattr(part, "encode"):
                 self._replace(part, "decode", decode)
+            else:  # of a second stream
+                self._replace(part, "decode", functools.partial(self._decode_aside, part, part.decode))
+
+    def _decode_aside(self, part: nn.Module, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Decode a second stream, such as audio, in the precision of its decoder."""
+        dtype = next(part.parameters()).dtype
+        with self._precision.paused():
+            args = tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+            return original(*args, **kwargs)
 
     def _replace(self, thing: Any, name: str, value: Any) -> None:
         """Replace a method on one instance (hooks of accelerate live in the same place and come back)."""
@@ -310,9 +333,21 @@ class _FullPrecision(TorchFunctionMode):
     rounds them there to eight bits, through which no scale can be read to better than 0.4 %.
     """
 
+    on = True
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if not self.on:
+            return func(*args, **(kwargs or {}))
         kwargs = {name: _at_least_single(value) for name, value in (kwargs or {}).items()}
         return func(*map(_at_least_single, args), **kwargs)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self.on = False
+        try:
+            yield
+        finally:
+            self.on = True
 
 
 def _at_least_single(argument: Any) -> Any:

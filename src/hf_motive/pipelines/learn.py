@@ -38,6 +38,8 @@ class Learnt:
         covered: bool, like the result of `prepare_latents`: what stands for the clip, and is denoised. The rest
             (padding, conditioned frames, reference tokens) keeps the pipeline's own values and is out of the loss.
         companions: What is denoised beside the clip.
+        contrast, brightness: (3,), what the pipeline does to each channel that its VAE decodes, to show pixels in
+            [-1, 1].
     """
 
     pipeline: Any
@@ -47,6 +49,8 @@ class Learnt:
     map: LatentMap
     covered: Tensor
     companions: Companions
+    contrast: Tensor
+    brightness: Tensor
 
     @property
     def steps(self) -> int:
@@ -60,7 +64,7 @@ class Learnt:
     def encode(self, pixels: Tensor) -> Tensor:
         """(F, 3, H, W) in [-1, 1] to (C, T, h, w) float32 in the VAE's own units: the mode of the posterior."""
         vae = self.pipeline.vae
-        pixels = pixels.to(self.pipeline._execution_device, vae.dtype)
+        pixels = ((pixels.cpu() - self.brightness) / self.contrast).to(self.pipeline._execution_device, vae.dtype)
         # A video VAE takes (1, 3, F, H, W); a VAE of images one frame at a time, which keeps memory flat.
         batches = pixels.split(1) if self.map.frame_wise else [pixels.transpose(0, 1).unsqueeze(0)]
         latents = self.map.from_vae(torch.cat([encoded_mode(vae.encode(batch)) for batch in batches]).float())
@@ -120,23 +124,28 @@ def learn(
     # The denoiser repeats what it said before, while latents are followed through the pipeline.
     follow = functools.partial(at_first, replay=first.outputs)
     shape, device = first.initial.shape, first.initial.device
-    answers = [follow(inject=lambda own, seen, probe=probe: probe) for probe in AffineGather.probes(shape, device)]
+    answers = [
+        follow(inject=lambda own, seen, probe=probe: probe.to(own.dtype))
+        for probe in AffineGather.probes(shape, device)
+    ]
     parts, arrive = _follow_to_steps(pipeline, shape, answers)
     decode = _follow_to_decode(pipeline, shape, answers)
     latents = LatentMap(decode, arrive, frame_wise=len(decode.target_shape) == 4)
     companions = Companions(pipeline, spread=max(1.0, schedule.noise_kernel(0)[1]))
-    learnt = Learnt(pipeline, call, schedule, parts, latents, torch.ones(shape, dtype=torch.bool), companions)
+    everything = torch.ones(shape, dtype=torch.bool)
+    shown = _pixels_shown(pipeline, follow, conditioning, latents.frame_wise)
+    learnt = Learnt(pipeline, call, schedule, parts, latents, everything, companions, *shown)
     stepped, learnt.covered = _denoised(learnt, arguments, first, position=0)
     if not arrive.is_pure(learnt.covered):
         raise PipelineError(
             pipeline, "the injected latents do not arrive at scheduler.step as they are: they are rescaled."
         )
     late = int(0.9 * len(schedule.timesteps))
-    if check and not torch.equal(_denoised(learnt, arguments, first, late)[1], learnt.covered):
+    if check and (_denoised(learnt, arguments, first, late)[1] & ~learnt.covered).any():
         raise PipelineError(
             pipeline,
-            "what it denoises and what it conditions on changes with the timestep: such elements are neither denoised "
-            "nor given. Condition with full strength.",
+            "it denoises at some timesteps what it conditions on at others: such elements have no training target at "
+            "all of them. Condition with full strength.",
         )
     others = [step for part, step in enumerate(first.steps) if part not in parts]
     companions.side = find_side_streams(pipeline, arguments, others, first, at_first)
@@ -211,6 +220,38 @@ def _follow_to_decode(pipeline: Any, shape: torch.Size, answers: list[Observatio
     return decode
 
 
+def _pixels_shown(
+    pipeline: Any, follow: Callable[..., Observation], conditioning: Conditioning, frame_wise: bool
+) -> tuple[Tensor, Tensor]:
+    """Contrast and brightness (3, 1, 1) of each channel between what the VAE decodes and pixels in [-1, 1].
+
+    VAEs that were trained on other than [-1, 1] are told so by the pipeline alone. Where a pipeline shows its video in
+    a way that cannot be followed, [-1, 1] is assumed, as everywhere in diffusers.
+    """
+    usual = torch.ones(3, 1, 1), torch.zeros(3, 1, 1)
+    processor = getattr(pipeline, "video_processor", None)
+    if processor is None:
+        return usual
+    answers = []
+    for value in (0.0, 0.125):
+        frames, height, width = conditioning.num_frames, conditioning.height, conditioning.width
+        decoded = torch.full((frames, 3, height, width) if frame_wise else (1, 3, frames, height, width), value)
+        try:
+            shown = follow(decoded=decoded.to(pipeline._execution_device)).shown
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+            return usual
+        if shown is None or shown.ndim != 5 or shown.shape[1] != 3:
+            return usual
+        shown = shown.float().cpu() if processor.config.do_normalize else shown.float().cpu() * 2 - 1
+        answers.append(shown[0].mean((1, 2, 3)).view(3, 1, 1))
+    contrast, brightness = (answers[1] - answers[0]) / 0.125, answers[0]
+    if torch.allclose(contrast, usual[0], atol=1e-4) and torch.allclose(brightness, usual[1], atol=1e-4):
+        return usual
+    if not (contrast > 0).all():
+        raise PipelineError(pipeline, "how it turns what its VAE decodes into pixels is not understood.")
+    return contrast, brightness
+
+
 def _not_followed(pipeline: Any, door: str, reason: str) -> PipelineError:
     return PipelineError(pipeline, f"the latents injected at prepare_latents cannot be followed to {door}: {reason}.")
 
@@ -240,7 +281,7 @@ def _denoised(learnt: Learnt, arguments: dict[str, Any], first: Observation, pos
     if not clip.any():
         raise PipelineError(pipeline, "it denoises none of the latents that reach vae.decode.")
     lowest, highest = float(slope[clip].min()), float(slope[clip].max())
-    if not lowest >= 0.9 * highest:
+    if position == 0 and not lowest >= 0.9 * highest:
         raise PipelineError(
             pipeline,
             f"it mixes its prediction with conditioning by parts (from {lowest:.2g} to {highest:.2g}): such elements "
@@ -300,8 +341,8 @@ def _check_map(learnt: Learnt, follow: Callable[..., Observation], first: Observ
     latents = torch.randn(learnt.map.latent_shape, generator=torch.Generator("cpu").manual_seed(0))
     sent = learnt.map.latents(latents.to(first.initial.device))
     # As numbers that survive the dtype in which the pipeline hands them to the scheduler.
-    sent = sent.to(first.steps[learnt.parts[0]].sample.dtype).float()
-    arrived = follow(inject=lambda own, seen: sent).decoded.float()
+    sent = sent.to(first.initial.dtype).to(first.steps[learnt.parts[0]].sample.dtype).float()
+    arrived = follow(inject=lambda own, seen: sent.to(own.dtype)).decoded.float()
     expected = learnt.map.decode.apply(sent)
     reaches = (learnt.map.decode.index >= 0).reshape(expected.shape)
     off = torch.where(reaches, arrived - expected, 0.0).abs().max()

@@ -32,6 +32,7 @@ class Observation:
     initial: Tensor = field(init=False)  # what prepare_latents, or the block in its place, made
     steps: list[Step] = field(default_factory=list)  # of the one timestep: several where the latents come in parts
     decoded: Tensor = field(init=False)  # the argument of vae.decode
+    shown: Tensor | None = None  # the video that the pipeline was about to turn into pixels
     inputs: list[Tensor] = field(default_factory=list)  # the tensors that denoisers were given
     encoded: list[Tensor] = field(default_factory=list)  # modes of what vae.encode returned
     side: dict[str, Tensor] = field(default_factory=dict)  # method -> latents of a second stream, perhaps
