@@ -17,6 +17,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", r"error:::hf_motive(\..*)?")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process runs the tests of a file, which share what they build; every variant of a pipeline is on its own."""
+    for item in items:
+        if item.path.name != "test_conformance.py":
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Bit-for-bit comparisons need a fixed number of threads; one also shares a small machine fairly."""

@@ -60,6 +60,8 @@ class MotiveAttributor:
         conditioning: `example -> pipeline arguments`, for pipelines that need more than a caption; `example` is the
             dataset's row with the clip's `pixels`, (F, 3, H, W) in [-1, 1], added.
         call_kwargs: Further arguments of the pipeline's call, the same for every clip.
+        example: A row of the dataset, for a `conditioning` that reads more of it than `pixels`: it is asked for once
+            when the pipeline is learnt, before there is a clip.
         video_column: Column of the video: a `datasets.Video`, a path, bytes or frames.
         caption_column: Column of the caption.
         id_column: Column of a stable id. None: the id is the digest of the file's bytes and the caption.
@@ -83,6 +85,7 @@ class MotiveAttributor:
         estimator: motion.MotionEstimator | None = None,
         conditioning: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
         call_kwargs: Mapping[str, Any] | None = None,
+        example: Mapping[str, Any] | None = None,
         video_column: str = "video",
         caption_column: str = "caption",
         id_column: str | None = None,
@@ -92,6 +95,8 @@ class MotiveAttributor:
         self.config = AttributionConfig.from_dict({**base, **settings})
         self.video_column, self.caption_column, self.id_column = video_column, caption_column, id_column
         standard = self.config.standard
+        if example is not None and "pixels" not in example:
+            example = {**example, "pixels": load_clip(example[video_column], standard)}
         self.step = PipelineStep(
             pipe,
             num_frames=standard.num_frames,
@@ -99,6 +104,7 @@ class MotiveAttributor:
             width=standard.width,
             conditioning=conditioning,
             call_kwargs=call_kwargs,
+            example=example,
         )
         self.estimator = estimator or motion.DISFlow(
             preset=self.config.flow_preset, reference=self.config.flow_reference
