@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,13 @@ class ScoreArguments:
         default="auto",
         metadata={"help": "'float32', 'bfloat16', 'float16', or 'auto': bfloat16 on a GPU, float32 on a CPU."},
     )
+    call_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Further arguments of the pipeline's call, the same for every clip: JSON on the command line, as "
+            "in '{\"noise_aug_strength\": 0.0}'; a mapping in YAML. docs/pipelines.md says which pipelines want some."
+        },
+    )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Trade a second forward for memory: the features do not change."}
     )
@@ -68,6 +76,13 @@ class ScoreArguments:
     def __post_init__(self):
         if not 0 < self.fraction < 1:
             raise ValueError(f"fraction must lie between 0 and 1, got {self.fraction}")
+        if isinstance(self.call_kwargs, str):
+            try:
+                self.call_kwargs = json.loads(self.call_kwargs)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"call_kwargs must be JSON, got {self.call_kwargs!r}: {error}") from error
+        if not isinstance(self.call_kwargs, (dict, type(None))):
+            raise ValueError(f"call_kwargs must be a mapping of argument to value, got {self.call_kwargs!r}")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
 
@@ -107,7 +122,9 @@ def score(arguments: ScoreArguments, config: AttributionConfig) -> Dataset:
         names = [clip_name(video, row) for row, video in enumerate(queries[arguments.video_column])]
         queries = queries.add_column(group_column, names)
     pipe = load_pipeline(arguments.pipeline, arguments.dtype, state.device)
-    attributor = MotiveAttributor(pipe, config, id_column=arguments.id_column, **columns)
+    attributor = MotiveAttributor(
+        pipe, config, call_kwargs=dict(arguments.call_kwargs or {}), id_column=arguments.id_column, **columns
+    )
     if arguments.gradient_checkpointing:
         for denoiser in attributor.step.denoisers.values():
             denoiser.enable_gradient_checkpointing()

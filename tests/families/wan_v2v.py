@@ -34,7 +34,8 @@ def build_lucy(dtype: torch.dtype = torch.float32, seed: int = 0) -> LucyEditPip
         transformer=tiny_transformer(seed + 3, in_channels=12, out_channels=6),
         expand_timesteps=True,
     )
-    return finish(pipe, dtype)
+    finish(pipe, dtype).vae.float()  # as released: the call hands it float32 frames
+    return pipe
 
 
 def before_the_edit(pixels: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class Conditioning:
 
     def arguments(self, caption: str, example: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments of one call."""
-        arguments = dict(self._fixed)
+        arguments: dict[str, Any] = dict(self._fixed)
         if "prompt" in self._takes:
             arguments["prompt"] = caption
         if self.from_the_clip and "pixels" not in example:

@@ -31,7 +31,7 @@ class WeightDigests:
                 digest = hashlib.sha256()
                 for key, tensor in state:
                     digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
                 self._known[name] = version, digest.hexdigest()[:16]
         return {name: self._known[name][1] for name in modules}
 

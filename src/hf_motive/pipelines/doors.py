@@ -96,7 +96,7 @@ class Doors:
         second = [name for name, part in vars(pipeline).items() if isinstance(part, SchedulerMixin)]
         vars(pipeline).update({name: copy.deepcopy(scheduler) for name in second}, scheduler=scheduler)
 
-    def _copied_guiders(self) -> list[BaseGuidance]:
+    def _copied_guiders(self) -> list[Any]:
         """Copies, because guiders remember the step of the call before."""
         guiders = {name: part for name, part in vars(self.pipeline).items() if isinstance(part, BaseGuidance)}
         copies = {name: copy.deepcopy(guider) for name, guider in guiders.items()}
@@ -247,11 +247,11 @@ class Doors:
         """
         seen, vae = self.seen, getattr(self.pipeline, "vae", None)
         if vae is not None:
-            original = vae.encode
+            own_encode = vae.encode
 
-            @functools.wraps(original)
+            @functools.wraps(own_encode)
             def encode(*args, **kwargs):
-                result = original(*args, **kwargs)
+                result = own_encode(*args, **kwargs)
                 seen.encoded.append(encoded_mode(result[0] if type(result) is tuple else result))
                 return result
 
@@ -276,7 +276,8 @@ class Doors:
             if part is vae or not hasattr(part, "encode"):
                 self._replace(part, "decode", decode)
             else:  # of a second stream
-                self._replace(part, "decode", functools.partial(self._decode_aside, part, part.decode))
+                original: Any = part.decode
+                self._replace(part, "decode", functools.partial(self._decode_aside, part, original))
 
     def _decode_aside(self, part: nn.Module, original: Callable, *args: Any, **kwargs: Any) -> Any:
         """Decode a second stream, such as audio, in the precision of its decoder."""

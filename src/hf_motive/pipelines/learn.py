@@ -176,13 +176,13 @@ def _first_call(
             raise
         except Exception as error:
             errors.append(error)
-    error = errors[0]
+    first = errors[0]
     raise PipelineError(
         conditioning.pipeline,
-        f"its own call fails when it is asked for one timestep: {type(error).__name__}: {error}. If it needs more "
+        f"its own call fails when it is asked for one timestep: {type(first).__name__}: {first}. If it needs more "
         "than a caption, say how an example gives it: conditioning=lambda example: {...}; what is the same for every "
         "clip belongs in call_kwargs.",
-    ) from error
+    ) from first
 
 
 def _follow_to_steps(pipeline: Any, shape: torch.Size, answers: list[Observation]) -> tuple[list[int], AffineGather]:
@@ -243,8 +243,15 @@ def _pixels_shown(
         if shown is None or shown.ndim != 5 or shown.shape[1] != 3:
             return usual
         shown = shown.float().cpu() if processor.config.do_normalize else shown.float().cpu() * 2 - 1
-        answers.append(shown[0].mean((1, 2, 3)).view(3, 1, 1))
-    contrast, brightness = (answers[1] - answers[0]) / 0.125, answers[0]
+        answers.append(shown[0].flatten(1))
+    if answers[0].shape != answers[1].shape:
+        return usual
+    # Some show given frames with the decoded ones: where nothing moved, nothing was decoded.
+    moved = (answers[0] != answers[1]).all(0)
+    if not moved.any():
+        return usual
+    dark, light = (answer[:, moved].median(1).values.view(3, 1, 1) for answer in answers)
+    contrast, brightness = (light - dark) / 0.125, dark
     if torch.allclose(contrast, usual[0], atol=1e-4) and torch.allclose(brightness, usual[1], atol=1e-4):
         return usual
     if not (contrast > 0).all():

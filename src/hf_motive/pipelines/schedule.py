@@ -76,7 +76,8 @@ class Schedule:
         levels = self.timesteps / train_steps * 1000
         if levels[0] < levels[-1]:
             levels = 1000 - levels
-        on_scale = levels.min() >= -1 and levels.max() <= 1001 and levels.max() - levels.min() > 500
+        low, high = float(levels.min()), float(levels.max())
+        on_scale = low >= -1 and high <= 1001 and high - low > 500
         if not on_scale and self._is_flow() and sum(self.noise_kernel(0)) == 1:
             levels, on_scale = 1000 * torch.tensor([self.noise_kernel(i)[1] for i in range(len(levels))]), True
         by_level, by_order = (levels - timestep).abs().argmin(), (1 - timestep / 1000) * (len(levels) - 1)

@@ -184,11 +184,11 @@ class PipelineStep:
         scheduler = self.pipeline.scheduler
         # What diffusers keeps for itself (its version, which values were defaults) changes by saving and loading.
         config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
-        config = json.dumps(config, sort_keys=True, default=str)
+        text = json.dumps(config, sort_keys=True, default=str)
         return {
             "pipeline": type(self.pipeline).__name__,
             "scheduler": type(scheduler).__name__,
-            "scheduler_config": hashlib.sha256(config.encode()).hexdigest()[:16],
+            "scheduler_config": hashlib.sha256(text.encode()).hexdigest()[:16],
             "weights": self._digests.current(),
             "dtype": str(next(iter(self.denoisers.values())).dtype).removeprefix("torch."),
             "num_frames": self.num_frames,
