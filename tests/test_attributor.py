@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
 
 from hf_motive import MotiveAttributor, motion
 from hf_motive.config import AttributionConfig
@@ -15,7 +17,7 @@ from hf_motive.corpus import load_clips
 from hf_motive.errors import ClipError
 from hf_motive.index import GradientIndex, IndexMismatchError
 from tests.clips import moving_square, write_corpus, write_metadata
-from tests.families import wan
+from tests.families import wan, wan_i2v
 
 STANDARD = {"num_frames": wan.NUM_FRAMES, "height": wan.HEIGHT, "width": wan.WIDTH, "fps": 16.0}
 SMALL = {**STANDARD, "projection_dim": 64}
@@ -275,3 +277,28 @@ def test_empty_captions_can_be_allowed(attributor):
         attributor.feature(pixels, None)
     silent = MotiveAttributor(attributor.step.pipeline, require_caption=False, **SMALL)
     assert torch.equal(silent.feature(pixels, None).vector, silent.feature(pixels, "").vector)
+
+
+# ------------------------------------------------------------------------------------------------------ conditioning
+
+
+def test_rows_condition_an_image_pipeline(corpus, tmp_path):
+    """First and last frame of a Wan that takes both: the first untold, the last from a column of the dataset."""
+    (variant,) = [variant for variant in wan_i2v.VARIANTS if variant.name == "wan2.1-flf2v"]
+    colours = [Image.new("RGB", (wan.WIDTH, wan.HEIGHT), colour) for colour in ("red", "green", "red", "blue")]
+    stills = [ImageFeature().encode_example(image) for image in colours]
+    clips = corpus.select([0, 0, 0, 1]).add_column("still", stills, feature=ImageFeature())
+    clips = clips.add_column("name", list("abcd"))
+    attributor = MotiveAttributor(
+        variant.build(),
+        **{**SMALL, "num_frames": variant.num_frames, "height": variant.height, "width": variant.width},
+        conditioning=lambda row: {"last_image": row["still"]},
+        example=clips[0],
+        id_column="name",
+    )
+    assert attributor.settings()["pipeline"]["conditioning"] == ["image", "last_image"]
+    index = attributor.index(clips, tmp_path)
+    assert index.counts()["ok"] == 4, index.counts()
+    red, green, again, _ = index.features(["a", "b", "c", "d"])
+    assert torch.equal(torch.as_tensor(red), torch.as_tensor(again)), "the same clip and stills"
+    assert not torch.allclose(torch.as_tensor(red), torch.as_tensor(green), atol=1e-4), "the still has no say"

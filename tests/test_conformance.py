@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import diffusers
 import pytest
 
+import hf_motive.pipelines
 from tests.families import table
 from tests.families.conformance import examine
 from tests.families.discover import video_pipelines
@@ -37,3 +41,12 @@ def test_untested_classes_show(monkeypatch) -> None:
     text = table.render([])
     assert "1 video pipeline classes, 0 served, 0 refused, 1 untested" in text
     assert "| NewVideoPipeline |  |  |  |  |  |  | untested |  |" in text
+
+
+def test_no_line_knows_a_family() -> None:
+    """The families are those of the variants' names: none of them is a word of the package that serves them all."""
+    families = {re.match("[a-z]+", name)[0] for name in variants()} - {"i", "stable", "text"} | {"svd", "unipc"}
+    assert len(families) > 25
+    for path in Path(hf_motive.pipelines.__file__).parent.glob("*.py"):
+        known = families & set(re.findall("[a-z]+", path.read_text().lower()))
+        assert not known, f"{path.name} knows {known}"

@@ -57,7 +57,7 @@ def examine(variant: Variant) -> Examination:
     parts = [name for name in variant.denoisers if getattr(pipe, name, None) is not None]
     described = (
         ", ".join(dict.fromkeys(type(getattr(pipe, name)).__name__ for name in parts)),
-        type(getattr(pipe, "scheduler", None)).__name__,
+        type(pipe.scheduler).__name__ if getattr(pipe, "scheduler", None) is not None else "",
     )
     if variant.refused is not None:
         reason = _refusal(variant, pipe)
@@ -206,6 +206,12 @@ class Clip:
             "clip − noise": (1.0, -1.0),
             "velocity": (-sigma / norm, signal / norm),
         }
+        if of_noise * of_clip < 0:  # EDM preconditioning, of data with some spread
+            spread = (-of_noise / of_clip * sigma) ** 0.5
+            kinds[f"EDM output, data spread {spread:.1f}"] = (
+                sigma / spread / (sigma**2 + spread**2) ** 0.5,
+                -spread / (sigma**2 + spread**2) ** 0.5,
+            )
         for kind, (clip, noise) in kinds.items():
             if abs(of_clip - clip) < 0.01 and abs(of_noise - noise) < 0.01:
                 return kind
@@ -222,13 +228,15 @@ class Clip:
             return "a step a frame"
         counted = {}
         for axis, letter in enumerate("CTHW"):
-            number = torch.arange(float(shape[axis])).reshape([-1 if i == axis else 1 for i in range(4)])
-            counted[letter] = learnt.map.arrive.gather(learnt.map.place(number.expand(shape)), fill=torch.nan)
+            number = torch.arange(float(shape[axis])).reshape([-1 if i == axis else 1 for i in range(4)]).expand(shape)
+            own = learnt.map.decode.ungather(learnt.map.to_vae(number), fill=torch.nan)
+            counted[letter] = learnt.map.arrive.gather(own, fill=torch.nan)
         words = []
         for dim in range(counted["C"].ndim):
             varies = "".join(letter for letter, number in counted.items() if (number.diff(dim=dim).abs() > 0).any())
-            words.append({"": "B", "THW": "S"}.get(varies, varies))
-        return " ".join(words)
+            words.append(varies or "B")
+        # Where one dimension counts several, latents are packed: tokens of places, or of patches with their channels.
+        return " ".join(word if len(word) == 1 else "S" if "T" in word else "C" for word in words)
 
 
 def _share(target: Tensor, origin: Tensor, of: Tensor, weight: Tensor) -> float:

@@ -166,6 +166,9 @@ def training_step_i2v(pipe, pixels, caption, noise, timestep, weight=None, sigma
     return flow_step(pipe, pixels, caption, noise, timestep, weight, given, embeds)
 
 
+GLYPHS = (
+    "The embedder of quoted text, 98 % of this tiny model, has no gradient where the caption quotes none."  # 2048 wide
+)
 VARIANTS = (
     Variant(
         "hunyuanvideo-1.5",
@@ -176,6 +179,7 @@ VARIANTS = (
         HEIGHT,
         WIDTH,
         LATENTS,
+        remark=GLYPHS,
     ),
     Variant(
         "hunyuanvideo-1.5-i2v",

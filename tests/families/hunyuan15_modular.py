@@ -53,6 +53,7 @@ VARIANTS = (
         HEIGHT,
         WIDTH,
         LATENTS,
+        remark=hunyuan15.GLYPHS,
     ),
     Variant(
         "hunyuanvideo-1.5-modular-i2v",

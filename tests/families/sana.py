@@ -170,20 +170,14 @@ def wm_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=None) -> 
     return mean_over(1 - given, (prediction.float() - (noise - x0)) ** 2, weight)
 
 
-AS_IT_IS = {"use_resolution_binning": False}  # or the pipeline chooses a size near the clip's
-BINNING = (
-    "Pass use_resolution_binning=False in call_kwargs unless the clips have a size that the model was trained at."
-)
 VARIANTS = (
-    Variant("sana-video", "SanaVideoPipeline", build, training_step, *SHAPE, call_kwargs=AS_IT_IS, remark=BINNING),
+    Variant("sana-video", "SanaVideoPipeline", build, training_step, *SHAPE),
     Variant(
         "sana-image-to-video",
         "SanaImageToVideoPipeline",
         build_image,
         training_step,
         *SHAPE,
-        call_kwargs=AS_IT_IS,
-        remark=BINNING,
     ),
     Variant(
         "sana-wm",
