@@ -296,7 +296,7 @@ def test_rows_condition_an_image_pipeline(corpus, tmp_path):
         example=clips[0],
         id_column="name",
     )
-    assert attributor.settings()["pipeline"]["conditioning"] == ["image", "last_image"]
+    assert attributor.settings()["pipeline"]["conditioning"] == {"image": "the clip", "last_image": "told"}
     index = attributor.index(clips, tmp_path)
     assert index.counts()["ok"] == 4, index.counts()
     red, green, again, _ = index.features(["a", "b", "c", "d"])

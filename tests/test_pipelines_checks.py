@@ -6,7 +6,9 @@ Whether the gradient is the right one is the matter of test_pipelines_oracles.py
 from __future__ import annotations
 
 import copy
+import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -32,6 +34,8 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from hf_motive.pipelines import PipelineError, PipelineStep, StepOutput
+from hf_motive.pipelines.learn import _agree
+from hf_motive.pipelines.observation import Observation
 from tests.families.common import example_pixels
 from tests.families.compare import pipeline_step
 from tests.families.registry import variants
@@ -549,6 +553,52 @@ def test_what_does_not_hold_for_a_clip_is_refused_at_its_step(cls, message):
         toy_loss(step)
 
 
+def test_passes_that_disagree_are_told_from_rounding():
+    output = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.float32, torch.bfloat16):
+        one = output.to(dtype)
+        assert _agree(one, one * (1 + torch.finfo(dtype).eps))
+        assert not _agree(one, one * 1.3)
+
+
+def test_what_is_not_finite_is_refused_before_the_first_clip():
+    class Overflows(ToyPipeline):
+        def predict(self, latents, t, prompt):
+            return super().predict(latents, t, prompt) / 0
+
+    with pytest.raises(PipelineError, match=r"Overflows: what it predicts in torch\.float32 is not finite"):
+        toy(Overflows)
+    pipe = toy().pipeline
+    encode = pipe.vae.encode
+
+    def overflows(pixels):
+        encoded = encode(pixels)
+        encoded.latent_dist.mean.fill_(torch.inf)
+        return encoded
+
+    pipe.vae.encode = overflows
+    with pytest.raises(PipelineError, match=r"its VAE encodes to values that are not finite in torch\.float32: load"):
+        PipelineStep(pipe, num_frames=9, height=32, width=48)
+
+
+def test_nothing_is_kept_of_a_step_that_was_dropped():
+    """No cycle holds a graph: on an accelerator nobody would collect it before memory is out."""
+    step = toy()
+    toy_loss(step)
+    gc.collect()
+    gc.disable()
+    try:
+        out = toy_loss(step)
+        kept = weakref.ref(out.prediction)
+        del out
+        assert kept() is None
+        step = toy()  # nor of learning a pipeline
+        living = [thing for thing in gc.get_objects() if type(thing) is Observation]
+        assert not living
+    finally:
+        gc.enable()
+
+
 class DrawsNoise(ToyPipeline):
     """Random numbers of its own, from the global generator."""
 
@@ -562,6 +612,10 @@ def test_what_a_pipeline_draws_for_itself_is_seeded_and_leaves_no_trace():
     torch.manual_seed(1)
     assert torch.equal(toy_loss(step).prediction, first.prediction)
     torch.set_rng_state(before)
+    toy_loss(step)
+    assert torch.equal(torch.get_rng_state(), before)
+    step = toy(scheduler=FlowMatchEulerDiscreteScheduler(stochastic_sampling=True))
+    before = torch.get_rng_state()
     toy_loss(step)
     assert torch.equal(torch.get_rng_state(), before)
 

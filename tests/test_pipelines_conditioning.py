@@ -34,7 +34,7 @@ class WantsImage(ToyPipeline):
 
 def test_an_image_that_the_call_cannot_do_without_is_the_clips_first_frame():
     step = toy(WantsImage)
-    assert step.settings()["conditioning"] == ["image"]
+    assert step.settings()["conditioning"] == {"image": "the clip"}
     toy_loss(step, example={"pixels": PIXELS})
     assert WantsImage.image_seen.tobytes() == first_frame(PIXELS).tobytes()
     with pytest.raises(PipelineError, match=r"WantsImage: it is conditioned on image\. Pass the clip"):
@@ -51,7 +51,7 @@ class TakesVideo(ToyPipeline):
 
 def test_a_video_that_sets_the_length_is_the_clip():
     step = toy(TakesVideo)
-    assert step.settings()["conditioning"] == ["video"]
+    assert step.settings()["conditioning"] == {"video": "the clip"}
     assert toy_loss(step, example={"pixels": PIXELS}).loss.isfinite()
     assert len(video_frames(PIXELS)) == 9
 
@@ -70,7 +70,7 @@ def test_what_nobody_can_guess_is_asked_for():
         toy(WantsPose, conditioning=lambda example: {"pose": example["pose"]})
     assert "example=clips[0]" in caught.value.__notes__[0]
     step = toy(WantsPose, conditioning=lambda example: {"pose": example["pose"]}, example={"pose": 1})
-    assert step.settings()["conditioning"] == ["pose"]
+    assert step.settings()["conditioning"] == {"pose": "told"}
     assert toy_loss(step, example={"pose": 2}).loss.isfinite()
     assert toy_loss(toy(WantsPose, call_kwargs={"pose": 1})).loss.isfinite()
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from typing import Any
 
 import pytest
 import torch
 from accelerate import cpu_offload
-from diffusers import WanPipeline
+from diffusers import FirstBlockCacheConfig, WanPipeline
 from peft import LoraConfig
+from PIL import Image
 
 from hf_motive.errors import ClipError
 from hf_motive.gradients import GradientFeature, GradientProjector, clip_feature, select_parameters
 from hf_motive.pipelines import PipelineError
 from hf_motive.projection import Fastfood
+from tests.families import animatediff_more
 from tests.families.common import example_pixels
 from tests.families.compare import CAPTION, pipeline_step
 from tests.families.wan import VARIANTS
@@ -142,6 +145,16 @@ def test_groups_may_be_offloaded_of_all_but_the_denoiser(kind, plain):
     near(feature(pipe), plain)
 
 
+# ----------------------------------------------------------------------------------------------------------- cached
+
+
+def test_a_denoiser_that_reuses_what_it_computed_is_refused():
+    pipe = WAN.build()
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.5))
+    with pytest.raises(PipelineError, match=r"its transformer reuses what it computed.*\.disable_cache\(\)"):
+        pipeline_step(WAN, pipe)
+
+
 # -------------------------------------------------------------------------------------------------------- quantised
 
 
@@ -166,3 +179,34 @@ def test_a_lora_on_quantised_weights_is_attributed():
     found, expected = feature(pipe, "lora_"), feature(full, "lora_")
     assert found.loss == pytest.approx(expected.loss, rel=0.02)
     assert torch.cosine_similarity(found.vector, expected.vector, dim=0) > 0.95
+
+
+# ------------------------------------------------------------------------------------------------------ what is told
+
+
+def test_settings_know_adapters_and_values_in_every_process():
+    pipe = WAN.build()
+    pipe.transformer.add_adapter(LoraConfig(**LORA, init_lora_weights=False))
+    step = pipeline_step(WAN, pipe)
+    before = step.settings()
+    pipe.set_adapters("default", 0.25)
+    changed = step.settings()["weights"]
+    assert {name for name, found in changed.items() if found != before["weights"][name]} == {"transformer"}
+
+    def told(value: Any) -> str:
+        step.call_kwargs = {"value": value}
+        return step.settings()["call_kwargs"]["value"]
+
+    values = torch.zeros(5000)
+    assert told(values) == told(values.clone())
+    assert told(values) != told(values.index_fill(0, torch.tensor([2500]), 1.0)), "a change that printing leaves out"
+    red, blue = (lambda: Image.new("RGB", (8, 8), "red")), Image.new("RGB", (8, 8), "blue")
+    assert told(red()) == told(red()) != told(blue), "an image's address is not its value"
+
+
+def test_a_vae_that_the_call_casts_is_cast_back():
+    (variant,) = [variant for variant in animatediff_more.VARIANTS if variant.name == "animatediff-sdxl"]
+    pipe = variant.build(torch.float16)
+    pipe.vae.config.force_upcast = True
+    pipeline_step(variant, pipe)
+    assert pipe.vae.dtype == torch.float16

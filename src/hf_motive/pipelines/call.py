@@ -39,6 +39,7 @@ def observe(
     steps: int | None = None,
     hand_on: str = "sample",
     decoded: Tensor | None = None,
+    generator_device: str | torch.device = "cpu",
 ) -> Observation:
     """Call `pipeline(**arguments)` and stop it after a number of calls of `scheduler.step`, or at `vae.decode`.
 
@@ -56,6 +57,7 @@ def observe(
         steps: Stop once `scheduler.step` has been called so often. None: go on to `vae.decode`.
         hand_on: What `scheduler.step` gives back, unchanged and in full precision from there: its "sample", or its
             "model_output".
+        generator_device: Of the generator that the call is given.
         decoded: Returned by `vae.decode`, and the call goes on to where the pipeline turns the video into pixels.
 
     Raises:
@@ -65,7 +67,7 @@ def observe(
     with ExitStack() as stack:
         doors = Doors(pipeline, seen, stack)
         stack.enter_context(_restored(pipeline))
-        stack.enter_context(_seeded(pipeline._execution_device, seed))
+        stack.enter_context(seeded(pipeline._execution_device, seed))
         stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
         if isinstance(pipeline, ModularPipeline):
             stack.enter_context(_quiet())  # its blocks log every error with its trace, the expected ones too
@@ -78,8 +80,7 @@ def observe(
         doors.vae(steps is None, decoded)
 
         if "generator" in call_parameters(pipeline):
-            # On the CPU, so that a device does not change what the pipeline draws.
-            arguments = {"generator": torch.Generator("cpu").manual_seed(seed), **arguments}
+            arguments = {"generator": torch.Generator(generator_device).manual_seed(seed), **arguments}
         try:
             pipeline(**arguments)
         except Reached:
@@ -124,8 +125,8 @@ def _restored(thing: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Global random number generators start at `seed`, and continue afterwards as if nothing had been drawn."""
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Global random number generators (of CPU and CUDA) start at `seed`, and go on afterwards as if nothing was."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(seed)

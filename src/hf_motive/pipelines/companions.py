@@ -178,8 +178,3 @@ def _one_frame(latents: LatentMap, clip: Tensor, undecoded: Tensor) -> Reference
         if frame_of.select(dim, like).unique().numel() == 1 and slabs.shape[1] == element.numel():
             return Reference(dim, place, elements.select(dim, like), scale.select(dim, like), bias.select(dim, like))
     return None
-
-
-def spread_tolerance(latents: Tensor) -> float:
-    """How far a standard deviation may be from the expected one, relative: 5 % and five standard errors."""
-    return 0.05 + 5 / (2 * latents.numel()) ** 0.5

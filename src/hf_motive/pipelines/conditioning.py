@@ -61,7 +61,7 @@ class Conditioning:
     """
 
     from_the_clip: tuple[str, ...]  # names of the arguments that the clip gives untold
-    names: list[str]  # of all arguments that the last example gave
+    described: dict[str, str]  # argument -> "the clip" or "told", by the last example
 
     def __init__(
         self,
@@ -129,14 +129,14 @@ class Conditioning:
         if self.from_the_clip and "pixels" not in example:
             raise PipelineError(
                 self.pipeline,
-                f"it is conditioned on {' and '.join(self.from_the_clip)}. Pass the clip, which gives it: "
-                "loss(..., example={'pixels': pixels}); or say how: "
+                f"it is conditioned on {' and '.join(self.from_the_clip)}. Pass the clip, which gives it, in the "
+                "example: example={'pixels': pixels, ...}; or say how: "
                 f"PipelineStep(..., conditioning=lambda example: {{{self.from_the_clip[0]!r}: ...}}).",
             )
         for name in self.from_the_clip:
             arguments[name] = FROM_THE_CLIP[name](example["pixels"])
         told = self._told(example)
-        self.names = sorted({*self.from_the_clip, *told})
+        self.described = dict.fromkeys(self.from_the_clip, "the clip") | dict.fromkeys(sorted(told), "told")
         arguments |= told
         arguments |= self.call_kwargs
         return arguments

@@ -1,39 +1,65 @@
-"""Which weights a feature was computed with: a digest of every component of a pipeline."""
+"""What a feature was computed with, as short digests: the weights of a pipeline, and values given to its call."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
-class WeightDigests:
-    """Component -> digest of its weights; computed again only where a tensor has changed since."""
+def weights(pipeline: Any) -> dict[str, str]:
+    """Component -> 16 hex digits of sha256 over names, dtypes, shapes and bytes of its state, and its configuration.
 
-    def __init__(self, pipeline: Any):
-        self._pipeline = pipeline
-        self._known: dict[str, tuple[tuple, str]] = {}
+    All components count: another VAE or text encoder gives other features too. Scales of LoRA adapters and which of
+    them are active stand in no state, and count as well.
+    """
+    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    digests = {}
+    for name, module in modules.items():
+        digest = hashlib.sha256(text(_configuration(module)).encode())
+        for key, value in module.state_dict().items():
+            for inner, tensor in _plain(key, value):
+                digest.update(f"{inner} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(_bytes(tensor))
+        for key, layer in module.named_modules():
+            if hasattr(layer, "scaling") and hasattr(layer, "active_adapters"):
+                digest.update(f"{key} {sorted(layer.active_adapters)} {text(layer.scaling)}".encode())
+        digests[name] = digest.hexdigest()[:16]
+    return digests
 
-    def current(self) -> dict[str, str]:
-        """Component -> 16 hex digits of sha256 over names, dtypes, shapes and bytes of its state.
 
-        All components count: another VAE or text encoder gives other features too.
-        """
-        modules = {name: part for name, part in self._pipeline.components.items() if isinstance(part, nn.Module)}
-        for name, module in modules.items():
-            state = [pair for key, value in module.state_dict().items() for pair in _plain(key, value)]
-            version = tuple((key, tensor.data_ptr(), tensor._version) for key, tensor in state)
-            if name not in self._known or self._known[name][0] != version:
-                digest = hashlib.sha256()
-                for key, tensor in state:
-                    digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-                self._known[name] = version, digest.hexdigest()[:16]
-        return {name: self._known[name][1] for name in modules}
+def text(value: Any) -> str:
+    """A value as JSON: the same for equal values in every process. Tensors, arrays and images stand as digests."""
+    return json.dumps(value, sort_keys=True, default=_stand_in)
+
+
+def _configuration(module: nn.Module) -> dict[str, Any]:
+    """Of a diffusers model, as a VAE's mean and spread stand there and not in its state; without where it was kept."""
+    config = getattr(module, "config", None)
+    return {k: v for k, v in config.items() if not k.startswith("_")} if isinstance(config, Mapping) else {}
+
+
+def _stand_in(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Tensor):
+        return f"tensor {value.dtype} {tuple(value.shape)} {hashlib.sha256(_bytes(value)).hexdigest()[:16]}"
+    if isinstance(value, np.ndarray):
+        return f"array {value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()[:16]}"
+    if isinstance(value, Image.Image):
+        return f"image {value.mode} {value.size} {hashlib.sha256(value.tobytes()).hexdigest()[:16]}"
+    if isinstance(value, (set, frozenset, range)):
+        return sorted(value)
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: getattr(value, name) for name in value.__dataclass_fields__}
+    return f"{type(value).__module__}.{type(value).__qualname__}"  # not its address, which is another in each process
 
 
 def _plain(key: str, value: Any) -> Iterator[tuple[str, Tensor]]:
@@ -45,3 +71,7 @@ def _plain(key: str, value: Any) -> Iterator[tuple[str, Tensor]]:
             yield from _plain(f"{key}.{part}", getattr(value, part))
     else:
         yield key, value
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

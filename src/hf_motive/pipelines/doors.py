@@ -52,49 +52,45 @@ class Doors:
         The pipeline's own is never touched. Its class is replaced and not its methods, because pipelines copy their
         scheduler: for each frame, or for the audio.
         """
-        pipeline, seen, stack, precision = self.pipeline, self.seen, self.stack, self._precision
-        scheduler, guiders = copy.deepcopy(pipeline.scheduler), self._copied_guiders()
-        kind = type(scheduler)
-
-        @functools.wraps(kind.set_timesteps)  # pipelines read its signature
-        def set_timesteps(self, *args, **kwargs):
-            kind.set_timesteps(self, *args, **kwargs)
-            slice_schedule(self)
-            seen.reached.add("scheduler.set_timesteps")
-            # Not earlier: some text encoding cannot do without the negative prompt that an enabled guider asks for.
-            for guider in guiders:
-                guider.disable()
-
-        @functools.wraps(kind.step)
-        def step(self, *args, **kwargs):
-            own_step = functools.partial(kind.step, self)
-            this = Step(inspect.signature(own_step).bind(*args, **kwargs), unwatched_copy(self))
-            if this.model_output.shape != this.sample.shape:
-                raise PipelineError(
-                    pipeline,
-                    f"scheduler.step is given a model output {tuple(this.model_output.shape)} for a sample "
-                    f"{tuple(this.sample.shape)}: a step of that kind is not understood.",
-                )
-            seen.reached.add("scheduler.step")
-            if not any(this.sample.data_ptr() == before.sample.data_ptr() for before in seen.steps):
-                seen.steps.append(this)  # and not where the very sample of an earlier call is stepped on
-            if len(seen.steps) == steps:
-                raise Reached
-            output = own_step(*args, **kwargs)  # for the type of its result, and what else is in it
-            handed_on = this.call.arguments[hand_on]
-            if steps is None:
-                stack.enter_context(precision)
-                handed_on = handed_on.float()
-            if isinstance(output, tuple):
-                return (handed_on, *output[1:])
-            output.prev_sample = handed_on
-            return output
-
-        patched = {"set_timesteps": set_timesteps, "step": step, "_unwatched": kind, "__module__": kind.__module__}
-        scheduler.__class__ = type(kind.__name__, (kind,), patched)
+        scheduler, guiders = copy.deepcopy(self.pipeline.scheduler), self._copied_guiders()
+        vars(scheduler)["_watch"] = _Watch(
+            functools.partial(self._on_schedule, slice_schedule, guiders),
+            functools.partial(self._on_step, steps, hand_on),
+        )
+        scheduler.__class__ = _watched_scheduler(type(scheduler))
         # A component of its own for a second stream follows the clip's schedule: training noises both alike.
-        second = [name for name, part in vars(pipeline).items() if isinstance(part, SchedulerMixin)]
-        vars(pipeline).update({name: copy.deepcopy(scheduler) for name in second}, scheduler=scheduler)
+        second = [name for name, part in vars(self.pipeline).items() if isinstance(part, SchedulerMixin)]
+        vars(self.pipeline).update({name: copy.deepcopy(scheduler) for name in second}, scheduler=scheduler)
+
+    def _on_schedule(self, slice_schedule: Callable[[Any], None], guiders: list[Any], scheduler: Any) -> None:
+        slice_schedule(scheduler)
+        self.seen.reached.add("scheduler.set_timesteps")
+        # Not earlier: some text encoding cannot do without the negative prompt that an enabled guider asks for.
+        for guider in guiders:
+            guider.disable()
+
+    def _on_step(self, steps: int | None, hand_on: str, own_step: Callable, scheduler: Any, *args: Any, **kwargs: Any):
+        this = Step(inspect.signature(own_step).bind(*args, **kwargs), unwatched_copy(scheduler))
+        if this.model_output.shape != this.sample.shape:
+            raise PipelineError(
+                self.pipeline,
+                f"scheduler.step is given a model output {tuple(this.model_output.shape)} for a sample "
+                f"{tuple(this.sample.shape)}: a step of that kind is not understood.",
+            )
+        self.seen.reached.add("scheduler.step")
+        if not any(this.sample.data_ptr() == before.sample.data_ptr() for before in self.seen.steps):
+            self.seen.steps.append(this)  # and not where the very sample of an earlier call is stepped on
+        if len(self.seen.steps) == steps:
+            raise Reached
+        output = own_step(*args, **kwargs)  # for the type of its result, and what else is in it
+        handed_on = this.arguments[hand_on]
+        if steps is None:
+            self.stack.enter_context(self._precision)
+            handed_on = handed_on.float()
+        if isinstance(output, tuple):
+            return (handed_on, *output[1:])
+        output.prev_sample = handed_on
+        return output
 
     def _copied_guiders(self) -> list[Any]:
         """Copies, because guiders remember the step of the call before."""
@@ -140,22 +136,14 @@ class Doors:
         Blocks are called as they are, so that their class is replaced. What they declare to make is not asked: not all
         do.
         """
-        door = self
+        watch = _Watch(lambda before, state: self._left_behind(before, _values(state), inject, factors))
         for block in _blocks(self.pipeline._blocks):
             if hasattr(block, "progress_bar"):
                 self._replace(block, "_progress_bar_config", {"disable": True})
-            if getattr(block, "sub_blocks", None):
-                continue
-            kind = type(block)
-
-            def call(self, components, state, *args, _kind=kind, **kwargs):
-                before = dict(_values(state))
-                result = _kind.__call__(self, components, state, *args, **kwargs)
-                door._left_behind(before, _values(result[1]), inject, factors)
-                return result
-
-            block.__class__ = type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
-            self.stack.callback(setattr, block, "__class__", kind)
+            if not getattr(block, "sub_blocks", None):
+                self._replace(block, "_watch", watch)
+                self.stack.callback(setattr, block, "__class__", type(block))
+                block.__class__ = _watched_block(type(block))
 
     def _left_behind(
         self,
@@ -256,6 +244,8 @@ class Doors:
                 return result
 
             self._replace(vae, "encode", encode)
+            for tensor in (*vae.parameters(), *vae.buffers()):  # some calls decode in another precision
+                self.stack.callback(_cast_back, tensor, tensor.dtype)
 
         def decode(latents, *args, **kwargs):
             seen.decoded = latents
@@ -296,14 +286,62 @@ class Doors:
         attributes[name] = value
 
 
+class _Watch:
+    """What the object that holds it calls back; its copies share it.
+
+    The classes below are made once for each kind: one made for a call would be a cycle, and keep the call's graph on
+    the device until the garbage collector comes by.
+    """
+
+    def __init__(self, *calls: Callable):
+        self.calls = calls
+
+    def __deepcopy__(self, memo: dict) -> _Watch:
+        return self
+
+
+@functools.lru_cache
+def _watched_scheduler(kind: type) -> type:
+    @functools.wraps(kind.set_timesteps)  # type: ignore[attr-defined]  # pipelines read its signature
+    def set_timesteps(self, *args, **kwargs):
+        kind.set_timesteps(self, *args, **kwargs)
+        self._watch.calls[0](self)
+
+    @functools.wraps(kind.step)  # type: ignore[attr-defined]
+    def step(self, *args, **kwargs):
+        return self._watch.calls[1](functools.partial(kind.step, self), self, *args, **kwargs)
+
+    patched = {"set_timesteps": set_timesteps, "step": step, "_unwatched": kind, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), patched)
+
+
+@functools.lru_cache
+def _watched_block(kind: type) -> type:
+    def call(self, components, state, *args, **kwargs):
+        before = dict(_values(state))
+        result = kind.__call__(self, components, state, *args, **kwargs)
+        self._watch.calls[0](before, result[1])
+        return result
+
+    return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
+
+
 def _cloned(part: Any) -> Any:
+    if isinstance(part, (list, tuple)) and type(part) in (list, tuple):
+        return type(part)(map(_cloned, part))
     return part.clone() if isinstance(part, Tensor) else part
 
 
+def _cast_back(tensor: Tensor, dtype: torch.dtype) -> None:
+    if tensor.dtype != dtype:
+        tensor.data = tensor.data.to(dtype)
+
+
 def unwatched_copy(scheduler: Any) -> Any:
-    """A deep copy of a scheduler, of the class that it had before it was watched."""
+    """A deep copy of a scheduler, as it was before it was watched."""
     clone = copy.copy(scheduler)
     clone.__class__ = getattr(type(scheduler), "_unwatched", type(scheduler))
+    vars(clone).pop("_watch", None)
     return copy.deepcopy(clone)
 
 

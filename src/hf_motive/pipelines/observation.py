@@ -13,16 +13,20 @@ from torch import Tensor
 class Step(NamedTuple):
     """One call of `scheduler.step`: its arguments, bound by its signature, and a copy of the scheduler as it was."""
 
-    call: inspect.BoundArguments
+    bound: inspect.BoundArguments
     scheduler: Any
 
     @property
+    def arguments(self) -> dict[str, Any]:
+        return self.bound.arguments
+
+    @property
     def sample(self) -> Tensor:
-        return self.call.arguments["sample"]
+        return self.arguments["sample"]
 
     @property
     def model_output(self) -> Tensor:
-        return self.call.arguments["model_output"]
+        return self.arguments["model_output"]
 
 
 @dataclass

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hf_motive.pipelines import digest
 from hf_motive.pipelines.conditioning import Conditioning
-from hf_motive.pipelines.digest import WeightDigests
 from hf_motive.pipelines.error import PipelineError
 from hf_motive.pipelines.learn import learn
 from hf_motive.pipelines.observation import Observation
@@ -41,9 +41,9 @@ class StepOutput(NamedTuple):
 class PipelineStep:
     """Encode clips for a pipeline, and take one training step of it on them.
 
-    At construction the pipeline is called twice, and then about ten times with its denoiser stubbed out, to learn how
-    its latents relate to its VAE's; after that each `loss` is one call. The pipeline is left as it was. Training mode
-    is not touched: put the denoiser in `eval()` if it has dropout.
+    At construction the pipeline is called twice, and then some fifteen times with its denoiser stubbed out, to learn
+    how its latents relate to its VAE's; after that each `loss` is one call. The pipeline is left as it was. Training
+    mode is not touched: put the denoiser in `eval()` if it has dropout.
 
     Args:
         pipeline: Any diffusers video pipeline.
@@ -77,7 +77,6 @@ class PipelineStep:
         self.call_kwargs = dict(call_kwargs or {})
         self.denoisers = find_denoisers(pipeline)
         self._conditioning = Conditioning(pipeline, num_frames, height, width, conditioning, self.call_kwargs)
-        self._digests = WeightDigests(pipeline)
         example = example or {"pixels": torch.zeros(num_frames, 3, height, width)}
         self._learnt = learn(pipeline, self.denoisers, self._conditioning, example, check)
 
@@ -181,21 +180,22 @@ class PipelineStep:
 
     def settings(self) -> dict[str, Any]:
         """What a feature depends on, as JSON values: features of other settings cannot be compared with it."""
-        scheduler = self.pipeline.scheduler
+        pipeline, scheduler = self.pipeline, self.pipeline.scheduler
         # What diffusers keeps for itself (its version, which values were defaults) changes by saving and loading.
-        config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
-        text = json.dumps(config, sort_keys=True, default=str)
+        own = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+        switches = {name: value for name, value in pipeline.config.items() if type(value) in (bool, int, float, str)}
         return {
-            "pipeline": type(self.pipeline).__name__,
+            "pipeline": type(pipeline).__name__,
+            "pipeline_config": {name: value for name, value in switches.items() if not name.startswith("_")},
             "scheduler": type(scheduler).__name__,
-            "scheduler_config": hashlib.sha256(text.encode()).hexdigest()[:16],
-            "weights": self._digests.current(),
+            "scheduler_config": hashlib.sha256(digest.text(own).encode()).hexdigest()[:16],
+            "weights": digest.weights(pipeline),
             "dtype": str(next(iter(self.denoisers.values())).dtype).removeprefix("torch."),
             "num_frames": self.num_frames,
             "height": self.height,
             "width": self.width,
-            "conditioning": self._conditioning.names,
-            "call_kwargs": json.loads(json.dumps(self.call_kwargs, sort_keys=True, default=str)),
+            "conditioning": self._conditioning.described,
+            "call_kwargs": json.loads(digest.text(self.call_kwargs)),
         }
 
     # ------------------------------------------------------------------------------------------------------- a call
@@ -272,6 +272,10 @@ def find_denoisers(pipeline: Any) -> dict[str, nn.Module]:
                 "reaches them. Load the pipeline again and call enable_model_cpu_offload(), which moves whole models.",
             )
     for name, part in denoisers.items():
+        if getattr(part, "is_cache_enabled", False):
+            raise PipelineError(
+                pipeline, f"its {name} reuses what it computed before: call {name}.disable_cache() first."
+            )
         if any(_is_group_offloaded(module) for module in part.modules()):
             raise PipelineError(
                 pipeline,
