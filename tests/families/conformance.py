@@ -235,6 +235,10 @@ class Clip:
         for dim in range(counted["C"].ndim):
             varies = "".join(letter for letter, number in counted.items() if (number.diff(dim=dim).abs() > 0).any())
             words.append(varies or "B")
+        # Of frames of which all but one are given, no number varies.
+        unseen = [dim for dim, word in enumerate(words) if word == "B" and counted["C"].shape[dim] > 1]
+        for dim, letter in zip(unseen, (letter for letter in "CTHW" if letter not in "".join(words)), strict=False):
+            words[dim] = letter
         # Where one dimension counts several, latents are packed: tokens of places, or of patches with their channels.
         return " ".join(word if len(word) == 1 else "S" if "T" in word else "C" for word in words)
 

@@ -106,7 +106,8 @@ def call_parameters(pipeline: Any) -> Mapping[str, inspect.Parameter]:
     Whether a modular pipeline requires one cannot be told: what one block makes for the next is declared like it.
     """
     if isinstance(pipeline, ModularPipeline):
-        names = [part.name for part in pipeline._blocks.inputs if part.name]
+        blocks: Any = vars(pipeline)["_blocks"]  # its `blocks` is a copy at each access
+        names = [part.name for part in blocks.inputs if part.name]
         return {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names}
     parameters = dict(inspect.signature(type(pipeline).__call__).parameters)
     parameters.pop("self", None)

@@ -301,13 +301,13 @@ class _Watch:
 
 
 @functools.lru_cache
-def _watched_scheduler(kind: type) -> type:
-    @functools.wraps(kind.set_timesteps)  # type: ignore[attr-defined]  # pipelines read its signature
+def _watched_scheduler(kind: Any) -> type:
+    @functools.wraps(kind.set_timesteps)  # pipelines read its signature
     def set_timesteps(self, *args, **kwargs):
         kind.set_timesteps(self, *args, **kwargs)
         self._watch.calls[0](self)
 
-    @functools.wraps(kind.step)  # type: ignore[attr-defined]
+    @functools.wraps(kind.step)
     def step(self, *args, **kwargs):
         return self._watch.calls[1](functools.partial(kind.step, self), self, *args, **kwargs)
 
@@ -316,7 +316,7 @@ def _watched_scheduler(kind: type) -> type:
 
 
 @functools.lru_cache
-def _watched_block(kind: type) -> type:
+def _watched_block(kind: Any) -> type:
     def call(self, components, state, *args, **kwargs):
         before = dict(_values(state))
         result = kind.__call__(self, components, state, *args, **kwargs)

@@ -175,7 +175,8 @@ def _first_call(
     slice_schedule: Callable,
 ) -> tuple[dict[str, Any], Observation]:
     """The first call that goes through: with what is required from the clip, or else with one thing more."""
-    tried, cause = [], None
+    tried: list[str] = []
+    cause: Exception | None = None
     for from_the_clip in conditioning.candidates(example):
         conditioning.from_the_clip = from_the_clip
         arguments = conditioning.arguments("a video", example)
