@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 
 from hf_motive.index import GradientIndex
+from hf_motive.scoring import load_pipeline
 from tests.clips import write_corpus
-from tests.families import wan
+from tests.families import wan, wan_modular
 
 ROOT = Path(__file__).parents[1]
 SIZE = [
@@ -129,3 +131,15 @@ def test_errors_are_one_sentence(job, tmp_path):
     assert "does not exist: give a folder of clips" in fails()
     assert "the queries have no column 'motion' to group by; they have" in fails("--group_column", "motion")
     assert "timesteps must be one or more numbers" in fails("--timesteps", "2000")
+
+
+def test_a_modular_pipeline_is_loaded_from_its_folder(tmp_path):
+    made = wan_modular.VARIANTS[0].build()
+    made.save_pretrained(str(tmp_path / "modular"), overwrite_modular_index=True)
+    loaded = load_pipeline(str(tmp_path / "modular"), "float32", "cpu")
+    assert type(loaded) is type(made)
+    theirs = loaded.transformer.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in made.transformer.state_dict().items())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OSError, match="no file named model_index.json"):
+        load_pipeline(str(tmp_path / "empty"), "float32", "cpu")

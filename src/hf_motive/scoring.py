@@ -179,17 +179,24 @@ def _quiet() -> None:
 
 
 def load_pipeline(source: str, dtype: str, device: Any) -> Any:
-    """Load a diffusers pipeline from a folder or the Hub.
+    """Load a diffusers pipeline, modular or not, from a folder or the Hub.
 
     Raises:
         OSError: there is no pipeline; the message says where it was looked for.
     """
     import torch
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, ModularPipeline
 
     if dtype == "auto":
         dtype = "float32" if torch.device(device).type == "cpu" else "bfloat16"
-    pipe = DiffusionPipeline.from_pretrained(source, dtype=getattr(torch, dtype))
+    try:
+        pipe = DiffusionPipeline.from_pretrained(source, dtype=getattr(torch, dtype))
+    except OSError as error:
+        try:
+            pipe = ModularPipeline.from_pretrained(source)
+        except (OSError, ValueError):
+            raise error from None
+        pipe.load_components(dtype=getattr(torch, dtype))
     return pipe.to(device)
 
 

@@ -21,8 +21,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"of {', '.join(PAGES)}; all, if none is named")
     parser.add_argument("--write", action="store_true", help="write docs/pipelines.md (all pages)")
     options = parser.parse_args(arguments)
-    print("| variant | loss | gradient | worst parameter | bf16 gradient | result | seconds |")
-    print("|---|---|---|---|---|---|---|")
+    print("| variant | loss | gradient | worst parameter | bf16 gradient | bf16·fp32 cosine | result | seconds |")
+    print("|---|---|---|---|---|---|---|---|")
     rows, failed = [], 0
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for results in pool.map(examine_page, PAGES if options.write else options.pages or PAGES):

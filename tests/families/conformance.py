@@ -21,8 +21,9 @@ PARAMETER_TOLERANCE = 1e-4  # the same for the worst single parameter
 # the step does, this much is bf16 itself.
 BF16_LOSS_TOLERANCE = 1e-2
 BF16_GRADIENT_TOLERANCE = 1e-1
-#: bf16 against fp32, where no step by hand tells: the cosine of the gradients.
-BF16_COSINE = 0.9
+#: bf16 against fp32: the cosine of the gradients. Random tiny models round more than trained ones: some embed guidance
+#: or timesteps near 1000 in eight bits, and the steps by hand do as well.
+BF16_COSINE = 0.8
 
 
 class Row(NamedTuple):
@@ -39,12 +40,19 @@ class Row(NamedTuple):
     remark: str
 
 
+class HalfPrecision(NamedTuple):
+    """bf16 against the step by hand in bf16, and against fp32."""
+
+    by_hand: Difference | None
+    of_single: Difference
+
+
 class Examination(NamedTuple):
-    """A row, and the figures behind it: the largest differences from the step by hand, and in bf16."""
+    """A row, and the figures behind it: the largest differences from the step by hand, and those in bf16."""
 
     row: Row
     difference: Difference | None
-    bf16: Difference | None
+    bf16: HalfPrecision | None
 
 
 def examine(variant: Variant) -> Examination:
@@ -249,16 +257,15 @@ def _share(target: Tensor, origin: Tensor, of: Tensor, weight: Tensor) -> float:
     return float(((target - origin)[here] * of[here]).sum() / of[here].square().sum())
 
 
-def _half_precision(variant: Variant, full: Clip) -> Difference:
-    """bf16 is the step by hand in bf16; without one, it is near fp32."""
-    pipe = variant.build(torch.bfloat16)
+def _half_precision(variant: Variant, full: Clip) -> HalfPrecision:
+    """In bf16 the step is the one by hand, and its gradient points where that of fp32 does."""
+    half = Clip(variant, variant.build(torch.bfloat16), latents=full.latents)
+    ours, single = half.loss(), full.loss()
+    of_single = difference(half.gradients(ours), full.gradients(single), ours.loss.detach(), single.loss.detach())
+    assert of_single.cosine > BF16_COSINE, f"bf16 is far from fp32: {of_single}"
+    by_hand = None
     if variant.training_step is not None:
-        worst = compare(variant, pipe, pipeline_step(variant, pipe), variant.timesteps[0], weighted=True)
-        assert worst.loss < BF16_LOSS_TOLERANCE, f"in bf16 not the loss of the step by hand: {worst}"
-        assert worst.gradient < BF16_GRADIENT_TOLERANCE, f"in bf16 not the gradient of the step by hand: {worst}"
-        return worst
-    half = Clip(variant, pipe, latents=full.latents)
-    ours, expected = half.loss(), full.loss()
-    worst = difference(half.gradients(ours), full.gradients(expected), ours.loss.detach(), expected.loss.detach())
-    assert worst.cosine > BF16_COSINE, f"bf16 is far from fp32: {worst}"
-    return worst
+        by_hand = compare(variant, half.pipe, half.step, variant.timesteps[0], weighted=True)
+        assert by_hand.loss < BF16_LOSS_TOLERANCE, f"in bf16 not the loss of the step by hand: {by_hand}"
+        assert by_hand.gradient < BF16_GRADIENT_TOLERANCE, f"in bf16 not the gradient of the step by hand: {by_hand}"
+    return HalfPrecision(by_hand, of_single)

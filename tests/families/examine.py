@@ -31,6 +31,7 @@ def examine_one(variant: Variant) -> tuple[Examination | None, str]:
     except Exception:
         return None, f"| {variant.name} | FAILED |\n{traceback.format_exc(limit=-3)}"
     figures = [f"{value:.1e}" for value in found.difference[:3]] if found.difference else [""] * 3
-    bf16 = f"{found.bf16.gradient:.1e}" if found.bf16 else ""
-    cells = (variant.name, *figures, bf16, found.row.result, f"{time.perf_counter() - start:.1f}")
+    by_hand = f"{found.bf16.by_hand.gradient:.1e}" if found.bf16 and found.bf16.by_hand else ""
+    cosine = f"{found.bf16.of_single.cosine:.4f}" if found.bf16 else ""
+    cells = (variant.name, *figures, by_hand, cosine, found.row.result, f"{time.perf_counter() - start:.1f}")
     return found, "| " + " | ".join(cells) + " |"
