@@ -130,6 +130,7 @@ VARIANTS = (
         HEIGHT,
         WIDTH,
         LATENTS,
+        half_cosine=0.5,
         call_kwargs={"latent_window_size": WINDOW, "num_frames": NUM_FRAMES - 4},
         remark="A clip is the image and one window, 1 + 4·latent_window_size frames; `call_kwargs` must ask for one "
         'window alone, {"num_frames": 33} for clips of 37.',
@@ -143,6 +144,7 @@ VARIANTS = (
         HEIGHT,
         WIDTH,
         LATENTS,
+        half_cosine=0.5,
         call_kwargs={"latent_window_size": WINDOW, "sampling_type": "vanilla"},
         remark="A clip is the image and the first window, 1 + 4·latent_window_size frames.",
     ),

@@ -125,4 +125,16 @@ def training_step(pipe, pixels, caption, noise, timestep, weight=None, sigma=Non
     return weighted_mse(prediction, noise - x0, weight)
 
 
-VARIANTS = (Variant("hunyuanvideo", "HunyuanVideoPipeline", build, training_step, NUM_FRAMES, HEIGHT, WIDTH, LATENTS),)
+VARIANTS = (
+    Variant(
+        "hunyuanvideo",
+        "HunyuanVideoPipeline",
+        build,
+        training_step,
+        NUM_FRAMES,
+        HEIGHT,
+        WIDTH,
+        LATENTS,
+        half_cosine=0.8,
+    ),
+)
