@@ -42,8 +42,8 @@ class Variant:
         conditioning: As `PipelineStep` takes it, where the common cases do not serve.
         example: Pixels to the row of a dataset that `conditioning` reads, `pixels` apart. It must not need the Hub.
         refused: Regular expression of the reason with which `PipelineStep` refuses the variant.
-        half_cosine: How near bf16's gradient comes to that of fp32. Random tiny models that embed guidance near 1000 in
-            eight bits round much, and their steps by hand do as well.
+        half_cosine: How near bf16's gradient comes to that of fp32. Random tiny models that embed guidance near 1000
+            in eight bits round much, and their steps by hand do as well.
         no_half: Why bf16 is not compared, or "".
         remark: For the reader of the table: what one needs to know to use the pipeline.
     """
