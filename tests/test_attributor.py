@@ -16,6 +16,7 @@ from hf_motive.config import AttributionConfig
 from hf_motive.corpus import load_clips
 from hf_motive.errors import ClipError
 from hf_motive.index import GradientIndex, IndexMismatchError
+from hf_motive.motion_columns import MotionFeatures, add_motion
 from tests.clips import moving_square, write_corpus, write_metadata
 from tests.families import wan, wan_i2v
 
@@ -302,3 +303,31 @@ def test_rows_condition_an_image_pipeline(corpus, tmp_path):
     red, green, again, _ = index.features(["a", "b", "c", "d"])
     assert torch.equal(torch.as_tensor(red), torch.as_tensor(again)), "the same clip and stills"
     assert not torch.allclose(torch.as_tensor(red), torch.as_tensor(green), atol=1e-4), "the still has no say"
+
+
+def test_masks_in_a_column_are_taken_and_not_computed(attributor, corpus, queries, tmp_path):
+    def refuses(frames):
+        raise AssertionError("the flow is in the column")
+
+    refuses.name = "none"
+    grid = attributor.step.latent_shape[1:]
+    features = MotionFeatures(attributor.config.standard, grid)
+    clips, asking = add_motion(corpus, features), add_motion(queries, features)
+    taken = MotiveAttributor(attributor.step.pipeline, **SMALL, mask_column="motion_mask", estimator=refuses)
+    assert taken.settings()["estimator"] == "column motion_mask"
+    index = taken.index(clips, tmp_path / "taken")
+    computed = attributor.index(corpus, tmp_path / "computed")
+    one, other = (
+        torch.as_tensor(i.features(a.ids(c))) for i, a, c in ((index, taken, clips), (computed, attributor, corpus))
+    )
+    assert torch.cosine_similarity(one, other).min() > 0.999, "a byte a cell is enough"
+    scored = taken.influence(clips, index, asking)
+    assert scored["influence_status"][:] == ["ok"] * len(clips)
+    assert scored["motion_mean"][:] == clips["motion_mean"][:]
+    with pytest.raises(ValueError, match="no column 'motion_mask' to take the mask from.*add_motion"):
+        taken.feature(corpus[0]["video"], "a square", corpus[0])
+    coarse = add_motion(corpus.select([0]), MotionFeatures(attributor.config.standard, (grid[0], 2, 2)))
+    with pytest.raises(ValueError, match=r"are \(3, 2, 2\), but the pipeline's latent grid is \(3, 4, 6\)"):
+        taken.feature(coarse[0]["video"], "a square", coarse[0])
+    changed = clips.map(lambda row: {"motion_mask": [[[255] * grid[2]] * grid[1]] * grid[0]}, features=clips.features)
+    assert not set(taken.ids(changed)) & set(taken.ids(clips)), "another mask is another feature"

@@ -15,6 +15,8 @@ _EXPORTS = {
     "load_clip": "video",
     "MotionEstimator": "motion",
     "DISFlow": "motion",
+    "MotionFeatures": "motion_columns",
+    "add_motion": "motion_columns",
     "PipelineStep": "pipelines",
     "PipelineError": "pipelines",
     "Fastfood": "projection",

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from .corpus import undecoded
 from .errors import ClipError
 from .gradients import GradientProjector, clip_feature, select_parameters
 from .index import GradientIndex
+from .motion_columns import stored_mask
 from .pipelines import PipelineStep
 from .processes import processes
 from .projection import Fastfood
@@ -65,6 +67,8 @@ class MotiveAttributor:
         video_column: Column of the video: a `datasets.Video`, a path, bytes or frames.
         caption_column: Column of the caption.
         id_column: Column of a stable id. None: the id is the digest of the file's bytes and the caption.
+        mask_column: Column of masks, such as `add_motion` writes, in place of computing them: clips and queries must
+            both have it. Such an id knows the mask as well.
         **settings: Single settings in place of `config`'s, by their names in `AttributionConfig`.
 
     Raises:
@@ -89,11 +93,13 @@ class MotiveAttributor:
         video_column: str = "video",
         caption_column: str = "caption",
         id_column: str | None = None,
+        mask_column: str | None = None,
         **settings: Any,
     ):
         base = config.to_dict() if config is not None else {}
         self.config = AttributionConfig.from_dict({**base, **settings})
         self.video_column, self.caption_column, self.id_column = video_column, caption_column, id_column
+        self.mask_column = mask_column
         standard = self.config.standard
         if example is not None and "pixels" not in example:
             example = {**example, "pixels": load_clip(example[video_column], standard)}
@@ -116,11 +122,12 @@ class MotiveAttributor:
 
     # -- one clip ------------------------------------------------------------------------------------------------
 
-    def motion_weight(self, pixels: Tensor) -> tuple[Tensor, float]:
+    def motion_weight(self, pixels: Tensor, example: Mapping[str, Any] | None = None) -> tuple[Tensor, float]:
         """The weight of the loss on the latent grid, and how much the clip moves.
 
         Args:
             pixels: (F, 3, H, W) in [-1, 1].
+            example: The row, which has the mask already where a `mask_column` is set.
 
         Returns:
             (T, h, w) in [0, 1] and the mean flow magnitude in pixels per frame.
@@ -128,17 +135,11 @@ class MotiveAttributor:
         Raises:
             ClipError: `static`, when nothing moves: its mask would be 0/0.
         """
-        flow, confidence = self.estimator(pixels)
-        if self.config.compensate_camera:
-            flow = motion.compensate_camera(flow, confidence)
-        magnitude = motion.magnitude(flow)
-        reference = self.config.flow_reference
-        mask = motion.motion_mask(magnitude, reference=reference, confidence=confidence)
-        if not self.config.flow_confidence:
-            # Only whether anything moves was asked above, without the motion that an estimator invents in flat
-            # regions. The paper's mask is the plain magnitude's.
-            mask = motion.motion_mask(magnitude, reference=reference)
-        return motion.latent_mask(mask, self.step.latent_shape[1:]), motion.mean_motion(magnitude)
+        if self.mask_column is not None:
+            return stored_mask(example or {}, self.mask_column, self.step.latent_shape[1:])
+        measured = motion.clip_motion(pixels, self.estimator, compensate=self.config.compensate_camera)
+        mask = measured.mask(self.config.flow_reference, weigh_confidence=self.config.flow_confidence)
+        return motion.latent_mask(mask, self.step.latent_shape[1:]), motion.mean_motion(measured.magnitude)
 
     def feature(self, video: Any, caption: str | None, example: Mapping[str, Any] | None = None) -> ClipFeature:
         """One clip and its caption to one feature.
@@ -160,7 +161,7 @@ class MotiveAttributor:
             caption = ""
         pixels = load_clip(video, self.config.standard)
         # A static clip is refused without the mask too, so that both ways of scoring rank the same rows.
-        weight, mean_motion = self.motion_weight(pixels)
+        weight, mean_motion = self.motion_weight(pixels, example)
         latents = self.step.encode(pixels)
         row = {**(example or {}), "pixels": pixels}
 
@@ -197,7 +198,7 @@ class MotiveAttributor:
                 config.pop(name)  # said, with their own names, by the estimator and the projection
             self._settings = {
                 **config,
-                "estimator": self.estimator.name,
+                "estimator": self.estimator.name if self.mask_column is None else f"column {self.mask_column}",
                 "projection": self.projection.settings(),
                 "pipeline": self.step.settings(),
             }
@@ -214,6 +215,9 @@ class MotiveAttributor:
         for row in range(state.process_index, len(dataset), state.num_processes):
             example = dataset[row]
             video, caption = example[self.video_column], example[self.caption_column] or ""
+            if self.mask_column is not None:  # the feature depends on it, as it does on the caption
+                mask = np.asarray(example.get(self.mask_column), dtype=np.float32)
+                caption = f"{caption}\n{hashlib.sha256(mask.tobytes()).hexdigest()}"
             try:
                 mine.append((row, content_id(video, caption)))
             except ClipError:
