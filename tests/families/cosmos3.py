@@ -212,7 +212,7 @@ VARIANTS = (
         sound_step,
         *SHAPE,
         call_kwargs={"enable_sound": True},
-        remark="The loss is the video's; sound that the row does not give is silence, noised to the same level.",
+        remark="The loss is the video's; sound is silence, noised to the same level.",
     ),
     Variant(
         "cosmos3-action",

@@ -112,7 +112,7 @@ VARIANTS = (
         "cosmos3-modular-sound",
         cosmos3.sound_step,
         call_kwargs={"enable_sound": True},
-        remark="The loss is the video's; sound that the row does not give is silence, noised to the same level.",
+        remark="The loss is the video's; sound is silence, noised to the same level.",
     ),
     variant(
         "cosmos3-modular-action",

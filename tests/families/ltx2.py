@@ -223,6 +223,6 @@ VARIANTS = (
         WIDTH,
         LATENTS,
         call_kwargs=CALL_KWARGS,
-        remark="The loss is the video's; audio that the row does not give is the mean, noised to the same level.",
+        remark="The loss is the video's; audio is silence, noised to the same level.",
     ),
 )

@@ -198,6 +198,6 @@ VARIANTS = (
         WIDTH,
         LATENTS,
         remark="Text-to-video, of clips of 17·n + 5 frames and at least five seconds. The loss is the video's; "
-        "sound that the row does not give is silence, noised to the same level, which in sampling it is not.",
+        "sound is silence, noised to the same level, which in sampling it is not.",
     ),
 )

@@ -104,7 +104,7 @@ def learn(
 
     Args:
         example: What `conditioning` reads.
-        check: Check what was learnt. One pass of the denoiser is saved without.
+        check: Check what was learnt. A forward and backward pass is saved without.
 
     Raises:
         PipelineError: It is not understood; the message names the reason.
@@ -201,7 +201,7 @@ def _follow_to_steps(pipeline: Any, shape: torch.Size, answers: list[Observation
     counts = {len(answer.steps) for answer in answers}
     if len(counts) > 1:
         raise PipelineError(pipeline, f"how often it calls scheduler.step depends on its latents: {sorted(counts)}.")
-    parts, reason = [], "what was put in does not change what arrives"
+    parts = []
     for part in range(counts.pop()):
         try:
             AffineGather.fit(shape, [answer.steps[part].sample for answer in answers])
@@ -211,7 +211,7 @@ def _follow_to_steps(pipeline: Any, shape: torch.Size, answers: list[Observation
             raise _not_followed(pipeline, "scheduler.step", str(error)) from error
         parts.append(part)
     if not parts:
-        raise _not_followed(pipeline, "scheduler.step", reason)
+        raise _not_followed(pipeline, "scheduler.step", "what was put in does not change what arrives")
     samples = [joined([answer.steps[part].sample for part in parts]) for answer in answers]
     try:
         arrive = AffineGather.fit(shape, samples)

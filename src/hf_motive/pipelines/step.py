@@ -52,8 +52,9 @@ class PipelineStep:
             `lambda example: {"control_video": example["depth"]}`. What it leaves out and the call cannot do without
             is taken from `example["pixels"]`: `image` is the clip's own first frame, `video` the clip.
         call_kwargs: Further arguments of the call, the same for every clip.
-        check: Check at construction that two passes agree, that random latents survive the decode map, and that the
-            pipeline's initial latents are as noisy as its schedule says. One denoiser pass is saved without.
+        check: Check at construction that two passes agree and have a backward, that random latents survive the decode
+            map, that the pipeline's initial latents are as noisy as its schedule says, and that the VAE encodes all of
+            a clip to such latents. A forward and backward pass is saved without.
         example: An example to learn from, where `conditioning` needs more than `{"pixels": blank clip}`.
 
     Raises:
