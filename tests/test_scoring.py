@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from trl import TrlParser
 
 from hf_motive.index import GradientIndex
-from hf_motive.scoring import load_pipeline
+from hf_motive.scoring import ScoreArguments, load_pipeline
 from tests.clips import write_corpus
 from tests.families import wan, wan_modular
 
@@ -143,3 +144,15 @@ def test_a_modular_pipeline_is_loaded_from_its_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(OSError, match="no file named model_index.json"):
         load_pipeline(str(tmp_path / "empty"), "float32", "cpu")
+
+
+def test_call_kwargs_are_json_or_a_mapping_of_yaml(tmp_path):
+    needed = ["--pipeline", "p", "--corpus", "c", "--queries", "q"]
+    parser = TrlParser((ScoreArguments,))
+    told = parser.parse_args_and_config([*needed, "--call_kwargs", '{"noise_aug_strength": 0.0}'])[0]
+    (tmp_path / "job.yaml").write_text("call_kwargs:\n  noise_aug_strength: 0.0\n")
+    written = parser.parse_args_and_config(["--config", str(tmp_path / "job.yaml"), *needed])[0]
+    assert told.call_kwargs == written.call_kwargs == {"noise_aug_strength": 0.0}
+    for wrong in ("noise=0", "[1]"):
+        with pytest.raises(ValueError, match="call_kwargs must be"):
+            ScoreArguments("p", "c", "q", call_kwargs=wrong)
