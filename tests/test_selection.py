@@ -51,7 +51,7 @@ def test_ties_keep_the_order_of_rows():
 def test_what_is_missing_is_named():
     with pytest.raises(ValueError, match="no column 'influence_votes' to choose by; there are name, motion"):
         best(SCORED, by="influence_votes")
-    with pytest.raises(ValueError, match="no column 'kind' to group by"):
+    with pytest.raises(ValueError, match="no column 'kind' to choose by"):
         best_of_each(SCORED, 1, "kind")
     with pytest.raises(ValueError, match="no row has a score in column 'influence'"):
         best(SCORED.select([1, 6]), by="influence")

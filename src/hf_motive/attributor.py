@@ -14,18 +14,21 @@ docs/paper_index.md has the equations beside these functions.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import motion
 from .config import AttributionConfig
-from .corpus import undecoded
+from .corpus import RowId, clip_name, undecoded
 from .errors import ClipError
 from .gradients import GradientProjector, clip_feature, select_parameters
 from .index import GradientIndex
@@ -33,11 +36,11 @@ from .motion_columns import stored_mask
 from .pipelines import PipelineStep
 from .processes import processes
 from .projection import Fastfood
-from .transforms import add_influence
-from .video import content_id, load_clip
+from .transforms import Rivals, add_influence, influence_columns
+from .video import load_clip
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 
 class ClipFeature(NamedTuple):
@@ -45,11 +48,12 @@ class ClipFeature(NamedTuple):
 
     Attributes:
         vector: (D',) float32, unit norm: the projected motion-weighted gradient.
-        facts: Numbers beside it: `mean_motion` in pixels per frame, `loss`, `coverage` in [0, 1].
+        facts: Numbers beside it: `mean_motion` in pixels per frame (None where masks come from a column and it does
+            not), `loss`, `coverage` in [0, 1].
     """
 
     vector: Tensor
-    facts: dict[str, float]
+    facts: dict[str, float | None]
 
 
 class MotiveAttributor:
@@ -183,9 +187,10 @@ class MotiveAttributor:
 
         with GradientProjector(self.parameters, self.projection, self.step.denoisers.values()) as projector:
             result = clip_feature(projector, draws())
+        known_motion = None if math.isnan(mean_motion) else mean_motion
         return ClipFeature(
             result.vector.cpu(),
-            {"mean_motion": mean_motion, "loss": float(result.loss), "coverage": float(result.coverage)},
+            {"mean_motion": known_motion, "loss": float(result.loss), "coverage": float(result.coverage)},
         )
 
     # -- many clips ----------------------------------------------------------------------------------------------
@@ -204,30 +209,40 @@ class MotiveAttributor:
             }
         return self._settings
 
-    def ids(self, dataset: Dataset) -> list[str]:
-        """One stable id a row: the `id_column`, or the digest of the file's bytes and the caption."""
-        from accelerate.utils import gather_object
+    @property
+    def row_id(self) -> RowId:
+        """A row of a dataset to its stable id."""
+        return RowId(self.video_column, self.caption_column, self.id_column, self.mask_column)
 
+    def ids(self, dataset: Dataset | IterableDataset) -> list[str]:
+        """One stable id a row: the `id_column`, or the digest of the file's bytes (which are read) and the caption."""
+        from accelerate.utils import broadcast_object_list, gather_object
+        from datasets import Dataset
+
+        state, row_id = processes(), self.row_id
+        if not isinstance(dataset, Dataset):  # a stream has one order, and one process that reads it
+            found = [[row_id(example) for example in dataset] if state.is_main_process else None]
+            return broadcast_object_list(found)[0]
         if self.id_column is not None:
             return [str(value) for value in dataset[self.id_column]]
-        state = processes()
-        mine = []
-        for row in range(state.process_index, len(dataset), state.num_processes):
-            example = dataset[row]
-            video, caption = example[self.video_column], example[self.caption_column] or ""
-            if self.mask_column is not None:  # the feature depends on it, as it does on the caption
-                mask = np.asarray(example.get(self.mask_column), dtype=np.float32)
-                caption = f"{caption}\n{hashlib.sha256(mask.tobytes()).hexdigest()}"
-            try:
-                mine.append((row, content_id(video, caption)))
-            except ClipError:
-                # No bytes to digest: the name stands in, so that the row has an id under which to say so.
-                name = video.get("path") if isinstance(video, Mapping) else video
-                mine.append((row, hashlib.sha256(f"{name}\n{caption}".encode()).hexdigest()[:16]))
+        rows = range(state.process_index, len(dataset), state.num_processes)
+        mine = [(row, row_id(dataset[row])) for row in rows]
         return [identity for _, identity in sorted(gather_object(mine))]
 
+    def without_mask(self) -> MotiveAttributor:
+        """This attributor without the mask: the whole clip's gradient, everything else being the same."""
+        other = copy.copy(self)
+        other.config = replace(self.config, motion_weighted=False)
+        other._settings = None
+        return other
+
     def index(
-        self, dataset: Dataset, path: str | Path, *, retry_failed: bool = False, progress: bool = True
+        self,
+        dataset: Dataset | IterableDataset,
+        path: str | Path,
+        *,
+        retry_failed: bool = False,
+        progress: bool = True,
     ) -> GradientIndex:
         """Compute the feature of every clip that the index does not hold yet.
 
@@ -236,7 +251,7 @@ class MotiveAttributor:
         be scored costs one row: it is recorded with its status and reason.
 
         Args:
-            dataset: Rows with a video and a caption.
+            dataset: Rows with a video and a caption. A stream is read once, and its clips kept nowhere.
             path: Folder of the index; made if need be.
             retry_failed: Try the rows again that failed in an earlier run.
             progress: Show a bar with clips per second and time left (main process only).
@@ -249,12 +264,15 @@ class MotiveAttributor:
             IndexWriteError: the disk is full; what is written stays valid.
             ValueError: no rows, or a column is missing.
         """
+        from datasets import Dataset
         from tqdm.auto import tqdm
 
         state = processes()
         dataset = undecoded(dataset, self.video_column, self.caption_column)
-        ids = self.ids(dataset)
-        first = {identity: row for row, identity in reversed(list(enumerate(ids)))}  # id -> its first row
+        first: dict[str, int] | None = None
+        if isinstance(dataset, Dataset):
+            ids = self.ids(dataset)
+            first = {identity: row for row, identity in reversed(list(enumerate(ids)))}  # id -> its first row
         index = GradientIndex.create_or_open(
             path,
             settings={"features": self.settings(), "provenance": _provenance(self.step)},
@@ -264,32 +282,51 @@ class MotiveAttributor:
         with index:
             state.wait_for_everyone()  # all writers are there, and none has begun
             index.refresh()
-            todo = [
-                row
-                for row, identity in enumerate(ids)
-                if first[identity] == row
-                and (identity not in index or (retry_failed and index.status(identity) != "ok"))
-            ]
+
+            def wanted(identity: str) -> bool:
+                return identity not in index or (retry_failed and index.status(identity) != "ok")
+
+            if first is not None:
+                todo = [item for item in sorted(first.items(), key=itemgetter(1)) if wanted(item[0])]
+                total, done = len(first), len(first) - len(todo)
+                share: Iterator = (
+                    (identity, dataset[row]) for identity, row in todo[state.process_index :: state.num_processes]
+                )
+            else:
+                total, done = None, len(index)
+                share = self._share(dataset, wanted)
             state.wait_for_everyone()  # all have read what is done before anybody adds to it
             known = len(index)
             bar = tqdm(
-                total=len(first),
-                initial=len(first) - len(todo),
+                total=total,
+                initial=done,
                 desc="Scoring",
                 unit="clip",
                 smoothing=0.05,
                 disable=not (progress and state.is_main_process),
             )
             with bar:
-                for row in todo[state.process_index :: state.num_processes]:
-                    retried = ids[row] in index
-                    self._index_row(index, ids[row], dataset[row])
+                for identity, example in share:
+                    retried = identity in index
+                    self._index_row(index, identity, example)
                     # Rows that the other processes have written meanwhile count too.
                     new = len(index.refresh()) - known
                     known += new
                     bar.update(new + retried)
         state.wait_for_everyone()
         return GradientIndex.open(path)
+
+    def _share(self, stream: IterableDataset, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Any]]:
+        """This process's rows of a stream that are to be computed, each with its id, once for each id."""
+        from datasets.distributed import split_dataset_by_node
+
+        state, row_id = processes(), self.row_id
+        met: set[str] = set()
+        for example in split_dataset_by_node(stream, state.process_index, state.num_processes):
+            identity = row_id(example)
+            if identity not in met and wanted(identity):
+                met.add(identity)
+                yield identity, example
 
     def _index_row(self, index: GradientIndex, identity: str, example: Mapping[str, Any]) -> None:
         try:
@@ -301,64 +338,102 @@ class MotiveAttributor:
 
     def influence(
         self,
-        dataset: Dataset,
+        dataset: Dataset | IterableDataset,
         index: GradientIndex,
         queries: Dataset | GradientIndex,
         *,
         fraction: float = 0.1,
         percentile: float | None = None,
         group_column: str | None = None,
+        per_query: bool = False,
+        rivals: bool = False,
         progress: bool = True,
-    ) -> Dataset:
+    ) -> Dataset | IterableDataset:
         """Add what the queries say about each clip.
 
         Args:
-            dataset: The rows that were indexed, in any order, or some of them.
+            dataset: The rows that were indexed, in any order, or some of them. A stream is read once more here, for
+                the ids of its rows, and gives a stream.
             index: The index of `MotiveAttributor.index`.
             queries: Clips that move as wished, with captions, or their index. A dataset's features are kept beside
                 `index`, in a folder of its name with `-queries` added, and computed once.
             fraction: Share of the clips one means to keep; with it the cut-off of a vote.
-            percentile: A query votes for the clips whose influence exceeds this percentile of its own influences
-               . None: 100 · (1 - fraction).
+            percentile: A query votes for the clips whose influence exceeds this percentile of its own influences.
+                None: 100 · (1 - fraction).
             group_column: A column of `queries`, e.g. the motion: adds a column `influence_<value>` for each of its
                 values, the mean over that group's queries.
-            progress: Show a bar while the queries' features are computed.
+            per_query: Add a column for each query, by the name of its file, or by its id where it has none.
+            rivals: Add what a cheaper choice would go by: `rival_random`, in [0, 1); `rival_whole_clip` and
+                `rival_whole_clip_rank`, influence and rank without the mask, for which every clip is computed once
+                more (kept in folders with `-whole` added). `motion_mean` is there anyway.
+            progress: Show a bar while features are computed.
 
         Returns:
             `dataset` with these columns added:
             `influence`: mean cosine with the queries, in [-1, 1];
             `influence_votes`: number of queries that voted for the clip;
             `influence_rank`: 0 for the clip with most votes; equal votes by influence, then by order;
-            `influence_status`, `influence_reason`: `ok`, or why the row is not ranked; `motion`: its mean motion.
+            `influence_status`, `influence_reason`: `ok`, or why the row is not ranked;
+            `influence_id`: the row's id in the index;
+            `influence_settings`, `influence_queries`: digests of what it was scored with: scores of others do not
+            compare;
+            `motion_mean`: its mean motion in pixels per frame.
             Rows that are not ranked hold NaN, with which every comparison is false: they enter no selection.
 
         Raises:
             IndexMismatchError: queries and index were computed with different settings.
-            ValueError: no query, or no clip, has a feature.
+            ValueError: no query, or no clip, has a feature; or what is asked for needs the queries' own clips.
         """
-        dataset = undecoded(dataset, self.video_column, self.caption_column)
+        checked = undecoded(dataset, self.video_column, self.caption_column)
         groups: list[str] | None = None
         if isinstance(queries, GradientIndex):
-            if group_column is not None:
-                raise ValueError("group_column names a column of the queries: give the queries as a dataset")
+            if group_column is not None or rivals:
+                raise ValueError(
+                    "group_column and rivals are about the queries' clips, of which their index holds the features "
+                    "alone: give the queries as a dataset"
+                )
             query_index, query_ids = queries, queries.ids("ok")
+            names = query_ids
         else:
             queries = undecoded(queries, self.video_column, self.caption_column, name="the query dataset")
             query_index = self.index(queries, f"{Path(index.path)}-queries", progress=progress)
             query_ids = self.ids(queries)
+            names = [
+                clip_name(video, identity)
+                for video, identity in zip(queries[self.video_column], query_ids, strict=True)
+            ]
             if group_column is not None:
                 groups = [str(value) for value in queries[group_column]]
+        if per_query:
+            if groups is not None:
+                raise ValueError("give group_column or per_query: a column a group, or a column a query")
+            groups = _distinct(names, query_ids)
         index.check_comparable(query_index)
-        return add_influence(
-            dataset,
-            self.ids(dataset),
+        others: Rivals | None = None
+        if rivals:
+            plain = self.without_mask()
+            others = Rivals(
+                plain.index(dataset, f"{Path(index.path)}-whole", progress=progress),
+                plain.index(queries, f"{Path(index.path)}-queries-whole", progress=progress),
+                self.config.seed,
+            )
+        columns = influence_columns(
+            self.ids(checked),
             index,
             query_ids,
             query_index,
             groups=groups,
             fraction=fraction,
             percentile=percentile,
+            rivals=others,
         )
+        return add_influence(dataset, columns, self.row_id)
+
+
+def _distinct(names: list[str], ids: list[str]) -> list[str]:
+    """Names that are told apart: one that several queries bear has the id added."""
+    clashes = {name for name, count in Counter(names).items() if count > 1}
+    return [f"{name} {identity}" if name in clashes else name for name, identity in zip(names, ids, strict=True)]
 
 
 def _provenance(step: PipelineStep) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A folder, a file or a Hub id to a `datasets.Dataset` with a `video` and a `caption` column.
+"""A folder, a file or a Hub id to a `datasets` dataset with a `video` and a `caption` column; what a row is called.
 
 Video is never decoded here: rows hold `{"path", "bytes"}`, and a file that cannot be read costs its row when its turn
 comes, not the loading.
@@ -6,20 +6,73 @@ comes, not the loading.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from .errors import ClipError
+from .video import content_id
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
+
+    AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".gif", ".m4v")
 _METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_TABLES = (".jsonl", ".csv", ".parquet")
 _FILE_COLUMNS = ("file_name", "file_path", "path")
 
 
+@dataclass(frozen=True)
+class RowId:
+    """A row of a dataset to its stable id: what the clip and its caption are, not where they lie.
+
+    Args:
+        video_column: Column of the video, undecoded.
+        caption_column: Column of the caption.
+        id_column: Column of an id to take as it is. None: the digest of the file's bytes and the caption.
+        mask_column: Column of a mask to count in: the feature depends on it, as it does on the caption.
+    """
+
+    video_column: str = "video"
+    caption_column: str = "caption"
+    id_column: str | None = None
+    mask_column: str | None = None
+
+    def __call__(self, row: Mapping[str, Any]) -> str:
+        if self.id_column is not None:
+            return str(row[self.id_column])
+        video, caption = row[self.video_column], row[self.caption_column] or ""
+        if self.mask_column is not None:
+            mask = np.asarray(row.get(self.mask_column), dtype=np.float32)
+            caption = f"{caption}\n{hashlib.sha256(mask.tobytes()).hexdigest()}"
+        try:
+            return content_id(video, caption)
+        except ClipError:
+            # No bytes to digest: the name stands in, so that the row has an id under which to say so.
+            name = video.get("path") if isinstance(video, Mapping) else video
+            return hashlib.sha256(f"{name}\n{caption}".encode()).hexdigest()[:16]
+
+
+def clip_name(video: Any, row: int | str) -> str:
+    """What a person calls a clip: the name of its file, or its row where it has none."""
+    path = video.get("path") if isinstance(video, Mapping) else video if isinstance(video, str) else None
+    return Path(path).name if path else f"row {row}"
+
+
 def load_clips(
-    source: str | Path, *, split: str = "train", video_column: str = "video", caption_column: str = "caption"
-) -> Dataset:
+    source: str | Path,
+    *,
+    split: str = "train",
+    video_column: str = "video",
+    caption_column: str = "caption",
+    streaming: bool = False,
+) -> Dataset | IterableDataset:
     """Load clips and captions, undecoded.
 
     Args:
@@ -27,11 +80,14 @@ def load_clips(
             a folder with `metadata.jsonl`, `.csv` or `.parquet` (columns `file_name` and the caption);
             a folder of video files, each with its caption in a `.txt` of the same name beside it;
             a folder written by `Dataset.save_to_disk`;
+            a folder of WebDataset shards (`.tar`), or one of them: each clip's caption is a `.txt` or the caption's
+            key in a `.json` beside it;
             a `.jsonl`, `.csv` or `.parquet` file, its paths relative to the file;
             the id of a dataset on the Hub.
         split: Which split to take where the source has several.
         video_column: Name of the column that holds the video.
         caption_column: Name of the column that holds the caption.
+        streaming: Read rows as they are needed, nothing being copied or downloaded first. Shards always stream.
 
     Returns:
         A dataset whose `video_column` is `Video(decode=False)`; other columns are kept.
@@ -41,11 +97,18 @@ def load_clips(
         ValueError: there are no rows, or a column is missing; the message names those there are.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    dataset: Dataset | IterableDataset
+    if path.is_dir() and (shards := sorted(map(str, path.glob("*.tar")))):
+        dataset = _from_shards(shards, video_column, caption_column)
+    elif path.is_dir():
         dataset = _from_folder(path, split, caption_column)
+    elif path.is_file() and path.suffix == ".tar":
+        dataset = _from_shards([str(path)], video_column, caption_column)
+    elif path.is_file() and path.suffix == ".parquet" and streaming:
+        dataset = _stream("parquet", data_files=[str(path)])
     elif path.is_file():
         dataset = _from_table(path)
-    elif path.is_absolute() or str(source).startswith((".", "~")) or path.suffix in (".jsonl", ".csv", ".parquet"):
+    elif path.is_absolute() or str(source).startswith((".", "~")) or path.suffix in _TABLES:
         raise FileNotFoundError(
             f"{source} does not exist: give a folder of clips, a table, or the id of a Hub dataset"
         )
@@ -53,26 +116,68 @@ def load_clips(
         from datasets import load_dataset
 
         # Hub datasets may declare Video(decode=True); nothing is decoded before the cast below.
-        dataset = load_dataset(str(source), split=split)
-    return undecoded(dataset, video_column, caption_column, name=str(source))
+        dataset = load_dataset(str(source), split=split, streaming=streaming)
+    dataset = undecoded(dataset, video_column, caption_column, name=str(source))
+    return dataset.to_iterable_dataset() if streaming and hasattr(dataset, "to_iterable_dataset") else dataset
 
 
-def undecoded(dataset: Dataset, video_column: str, caption_column: str, *, name: str = "the dataset") -> Dataset:
+def undecoded(dataset: AnyDataset, video_column: str, caption_column: str, *, name: str = "the dataset") -> AnyDataset:
     """Check the two columns and cast the video column to `Video(decode=False)`. Raises ValueError as `load_clips`."""
-    from datasets import Value, Video
+    from datasets import Dataset, Value, Video
 
-    if dataset.num_rows == 0:
-        raise ValueError(f"{name} has no rows: nothing to score")
+    if isinstance(dataset, Dataset):
+        if dataset.num_rows == 0:
+            raise ValueError(f"{name} has no rows: nothing to score")
+    elif dataset.features is None:
+        try:
+            dataset = dataset._resolve_features()  # looks at the first rows of the stream
+        except StopIteration:
+            raise ValueError(f"{name} has no rows: nothing to score") from None
     for column, what in ((video_column, "video"), (caption_column, "caption")):
-        if column not in dataset.column_names:
+        if column not in dataset.features:
             raise ValueError(
-                f"{name} has no column {column!r}; its columns are {', '.join(dataset.column_names)}. "
+                f"{name} has no column {column!r}; its columns are {', '.join(dataset.features)}. "
                 f"Name the right one with {what}_column="
             )
     feature = dataset.features[video_column]
     if isinstance(feature, Video) or (isinstance(feature, Value) and feature.dtype in ("string", "large_string")):
         dataset = dataset.cast_column(video_column, Video(decode=False))
     return dataset
+
+
+def _stream(builder: str, **options: Any) -> IterableDataset:
+    from datasets import load_dataset
+
+    return load_dataset(builder, split="train", streaming=True, **options)
+
+
+def _from_shards(shards: list[str], video_column: str, caption_column: str) -> IterableDataset:
+    """WebDataset shards, their columns by the names that the caller uses: a column there is named by a suffix."""
+    from datasets import Video
+
+    stream = _stream("webdataset", data_files=shards)
+    if stream.features is None:
+        stream = stream._resolve_features()
+    names = list(stream.features)
+    for name in names:
+        if isinstance(stream.features[name], Video):  # renaming reads rows, and would decode them
+            stream = stream.cast_column(name, Video(decode=False))
+    if video_column not in names:
+        found = next((name for name in names if f".{name.rsplit('.', 1)[-1].lower()}" in VIDEO_SUFFIXES), None)
+        if found is not None:
+            stream = stream.rename_column(found, video_column)
+    if caption_column not in names:
+        if "txt" in names:
+            stream = stream.rename_column("txt", caption_column)
+        elif "json" in names and caption_column in stream.features["json"]:
+            features = stream.features.copy()
+            features[caption_column] = features["json"][caption_column]
+            stream = stream.map(_from_json, fn_kwargs={"column": caption_column}, features=features)
+    return stream
+
+
+def _from_json(row: Mapping[str, Any], column: str) -> dict[str, Any]:
+    return {column: (row["json"] or {}).get(column)}
 
 
 def _from_folder(folder: Path, split: str, caption_column: str) -> Dataset:

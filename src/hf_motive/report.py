@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .corpus import clip_name
 from .influence import selection_size
+from .transforms import group_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 _GROUP_PREFIX = "influence_"
 _MOST_TABLES = 12  # what a person scrolls through
-_PLAIN = {"influence_votes", "influence_rank", "influence_status", "influence_reason"}
 
 
 def print_report(
@@ -47,7 +46,7 @@ def print_report(
     table = scored.remove_columns(video_column).to_pandas()
     table["clip"] = [clip_name(video, row) for row, video in enumerate(scored[video_column])]
     ranked = table[table["influence_status"] == "ok"]
-    groups = [c for c in table.columns if c.startswith(_GROUP_PREFIX) and c not in _PLAIN]
+    groups = group_columns(table.columns)
     console.print(
         "\nInfluence is the cosine between what training on a clip and on the queries would do to the weights, "
         "counting only what moves:\n+1 pulls the same way, 0 has nothing to do with it, -1 pulls the other way.",
@@ -65,12 +64,6 @@ def print_report(
     _left_out(console, table)
     if group_column in table.columns and groups:
         _agreement(console, ranked, groups, fraction, group_column)
-
-
-def clip_name(video: Any, row: int) -> str:
-    """What a person calls a clip: the name of its file, or its row where it has none."""
-    path = video.get("path") if isinstance(video, Mapping) else video if isinstance(video, str) else None
-    return Path(path).name if path else f"row {row}"
 
 
 def _table(console, title: str, *columns: str):

@@ -1,26 +1,31 @@
 """Choosing clips by a column: thin lines over `datasets`, in which a row without a score is never chosen.
 
-A score is a number a row: `influence_rank` is best when it is least, every other column (`influence`,
-`influence_votes`, `influence_<group>`, `motion_mean`, one of your own) when it is largest. Ties keep the rows' order.
+A score is a number a row: a rank (`influence_rank`, `rival_whole_clip_rank`) is best when it is least, every other
+column (`influence`, `influence_votes`, `influence_<group>`, `motion_mean`, one of your own) when it is largest.
+
+A dataset on disk gives its rows best first, ties in the dataset's order. A stream is read once for its scores and
+gives a stream in its own order, with all rows that tie with the last.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .influence import selection_size
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from .corpus import AnyDataset
 
 #: Columns that count from the best, 0, upwards.
-RANKS = ("influence_rank",)
+RANKS = ("influence_rank", "rival_whole_clip_rank")
 
 
-def best(dataset: Dataset, fraction: float = 0.1, *, count: int | None = None, by: str = "influence_rank") -> Dataset:
-    """The best rows, best first: a share of those that have a score, or a count.
+def best(
+    dataset: AnyDataset, fraction: float = 0.1, *, count: int | None = None, by: str = "influence_rank"
+) -> AnyDataset:
+    """The best rows: a share of those that have a score, or a count.
 
     Args:
         dataset: With the column.
@@ -29,41 +34,81 @@ def best(dataset: Dataset, fraction: float = 0.1, *, count: int | None = None, b
         by: Column of the score.
 
     Raises:
-        ValueError: No such column, or no row has a score.
+        ValueError: No such column, no row has a score, or a count below 1.
     """
-    order = _order(dataset, by)
-    return dataset.select(order[: selection_size(len(order), fraction) if count is None else count])
+    _check_count(count)
+    order, scores = _order(dataset, by)
+    chosen = order[: selection_size(len(order), fraction) if count is None else count]
+    return _take(dataset, chosen, by, scores)
 
 
-def without_worst(dataset: Dataset, fraction: float = 0.1, *, by: str = "influence_rank") -> Dataset:
+def without_worst(dataset: AnyDataset, fraction: float = 0.1, *, by: str = "influence_rank") -> AnyDataset:
     """All rows that have a score but the worst share of them (rounded up), in the dataset's order."""
-    order = _order(dataset, by)
-    return dataset.select(sorted(order[: len(order) - selection_size(len(order), fraction)]))
+    order, scores = _order(dataset, by)
+    chosen = order[: len(order) - selection_size(len(order), fraction)]
+    return _take(dataset, np.sort(chosen), by, scores)
 
 
-def best_of_each(dataset: Dataset, count: int, group_column: str, *, by: str = "influence_rank") -> Dataset:
+def best_of_each(dataset: AnyDataset, count: int, group_column: str, *, by: str = "influence_rank") -> AnyDataset:
     """The best `count` rows of each value of a column (a caption, a motion), best first within and in sorted order."""
-    if group_column not in dataset.column_names:
-        raise ValueError(f"no column {group_column!r} to group by; there are {', '.join(dataset.column_names)}")
-    groups = dataset[group_column][:]
-    chosen: dict[object, list[int]] = {}
-    for row in _order(dataset, by):
+    _check_count(count)
+    order, scores, groups = _order(dataset, by, group_column)
+    chosen: dict[Any, list[int]] = {}
+    for row in order:
         members = chosen.setdefault(groups[row], [])
         if len(members) < count:
-            members.append(row)
+            members.append(int(row))
+    if not hasattr(dataset, "select"):
+        levels = {group: _level(scores[members], by) for group, members in chosen.items()}
+        return dataset.filter(
+            lambda score, group: group in levels and _reaches(score, levels[group], by),
+            input_columns=[by, group_column],
+        )
     return dataset.select([row for group in sorted(chosen, key=str) for row in chosen[group]])
 
 
-def _order(dataset: Dataset, by: str) -> list[int]:
-    """Rows from best to worst; those without a score (null or NaN) are not among them."""
-    if by not in dataset.column_names:
-        raise ValueError(
-            f"no column {by!r} to choose by; there are {', '.join(dataset.column_names)}. "
-            "MotiveAttributor.influence adds influence columns, add_motion those of motion"
-        )
-    scores = np.asarray([np.nan if score is None else score for score in dataset[by][:]], dtype=np.float64)
+def _check_count(count: int | None) -> None:
+    if count is not None and count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+
+
+def _order(dataset: AnyDataset, by: str, *others: str) -> tuple[Any, ...]:
+    """Rows from best to worst, those without a score (null or NaN) left out; all scores; the other columns."""
+    if dataset.features is None:
+        dataset = dataset._resolve_features()
+    for column in (by, *others):
+        if column not in dataset.features:
+            raise ValueError(
+                f"no column {column!r} to choose by; there are {', '.join(dataset.features)}. "
+                "MotiveAttributor.influence adds influence columns, add_motion those of motion"
+            )
+    if hasattr(dataset, "select"):
+        columns = [dataset[column][:] for column in (by, *others)]
+    else:
+        read = [[row[column] for column in (by, *others)] for row in dataset]
+        columns = [list(column) for column in zip(*read, strict=True)] or [[], *([] for _ in others)]
+    scores = np.asarray([np.nan if score is None else score for score in columns[0]], dtype=np.float64)
     rows = np.flatnonzero(~np.isnan(scores))
     if not len(rows):
         raise ValueError(f"no row has a score in column {by!r}")
-    scores = scores[rows] if by in RANKS else -scores[rows]
-    return rows[np.argsort(scores, kind="stable")].tolist()
+    ascending = scores[rows] if by in RANKS else -scores[rows]
+    return rows[np.argsort(ascending, kind="stable")], scores, *columns[1:]
+
+
+def _take(dataset: AnyDataset, rows: np.ndarray, by: str, scores: np.ndarray) -> AnyDataset:
+    if hasattr(dataset, "select"):
+        return dataset.select(rows.tolist())
+    if not len(rows):
+        return dataset.take(0)
+    level = _level(scores[rows], by)
+    return dataset.filter(lambda score: _reaches(score, level, by), input_columns=by)
+
+
+def _level(scores: np.ndarray, by: str) -> float:
+    """The worst of some scores."""
+    return float(scores.max() if by in RANKS else scores.min())
+
+
+def _reaches(score: float | None, level: float, by: str) -> bool:
+    """Whether a row is at least as good; one without a score never is."""
+    return score is not None and bool(score <= level if by in RANKS else score >= level)

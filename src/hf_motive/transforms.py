@@ -1,21 +1,67 @@
-"""What the attributor knows about a clip, as columns of a `datasets.Dataset`."""
+"""What the attributor knows about a clip, as columns of a dataset, whether it lies on disk or streams."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from sys import intern
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .corpus import RowId, undecoded
 from .index import GradientIndex
 from .influence import influence
+from .storage import canonical_json
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
+    from torch import Tensor
+
+#: Columns of text; every other influence column is a number, NaN where the row is not ranked.
+TEXT_COLUMNS = (
+    "influence_status",
+    "influence_reason",
+    "influence_id",
+    "influence_settings",
+    "influence_queries",
+)
+_PREFIX = "influence_"
+_RESERVED = {"influence_votes", "influence_rank", *TEXT_COLUMNS}
 
 
-def add_influence(
-    dataset: Dataset,
+def group_columns(names: Iterable[str]) -> list[str]:
+    """Those of a dataset's columns that hold the influence on one query or group of queries."""
+    return [name for name in names if name.startswith(_PREFIX) and name not in _RESERVED]
+
+
+def settings_digest(index: GradientIndex) -> str:
+    """16 hexadecimal digits of all that a feature depends on: equal digests may be compared."""
+    return hashlib.sha256(canonical_json(index.settings["features"])).hexdigest()[:16]
+
+
+def queries_digest(ids: Iterable[str]) -> str:
+    """16 hexadecimal digits of a set of queries, in any order."""
+    return hashlib.sha256(canonical_json(sorted(set(ids)))).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """What the columns of a cheaper choice are made from: the features without a mask, and a seed.
+
+    Attributes:
+        index: The clips' features by the plain loss.
+        query_index: The queries'.
+        seed: Of the random column.
+    """
+
+    index: GradientIndex
+    query_index: GradientIndex
+    seed: int = 0
+
+
+def influence_columns(
     ids: Sequence[str],
     index: GradientIndex,
     query_ids: Sequence[str],
@@ -24,21 +70,26 @@ def add_influence(
     groups: Sequence[str] | None = None,
     fraction: float = 0.1,
     percentile: float | None = None,
-) -> Dataset:
-    """Add the influence columns; see `MotiveAttributor.influence` for what they hold.
+    rivals: Rivals | None = None,
+) -> dict[str, list]:
+    """Score, vote and rank; see `MotiveAttributor.influence` for what the columns hold.
 
     Args:
-        dataset: The clips.
-        ids: The id of each of its rows, in order.
+        ids: The id of each row of the corpus, in order.
         index: Holds the clips' features; rows that it lacks get the status `failed` and say so.
         query_ids: Ids of the queries; those without a feature are left out.
         query_index: Holds the queries' features.
         groups: The group of each query: adds a column `influence_<group>` for each.
         fraction: Share of the clips to keep.
         percentile: Cut-off of a vote; None: 100 · (1 - fraction).
+        rivals: Adds the columns of `rival_…`.
+
+    Returns:
+        Column -> one value a row.
 
     Raises:
-        ValueError: no query, or no clip, has a feature; the message counts the reasons.
+        ValueError: no query, or no clip, has a feature (the message counts the reasons), or a group would take the
+            name of another column.
     """
     statuses, reasons, mean_motion = _rows(ids, index)
     ranked = [row for row, status in enumerate(statuses) if status == "ok"]
@@ -48,16 +99,17 @@ def add_influence(
         if not left:
             counts = ", ".join(f"{all_statuses.count(s)} {s}" for s in sorted(set(all_statuses))) or "there is none"
             raise ValueError(f"no {what} has a feature, so there is nothing to rank: {counts}")
+    asked_by = [query_ids[row] for row in asking]
     result = influence(
-        index.features([ids[row] for row in ranked]),
-        query_index.features([query_ids[row] for row in asking]),
+        _features(index, [ids[row] for row in ranked]),
+        query_index.features(asked_by),
         fraction=fraction,
         percentile=percentile,
     )
 
-    def column(values) -> list[float]:
+    def column(values: Any, rows: Sequence[int] = ranked) -> list[float]:
         full = np.full(len(ids), np.nan)
-        full[ranked] = np.asarray(values, dtype=np.float64)
+        full[rows] = np.asarray(values, dtype=np.float64)
         return full.tolist()
 
     columns: dict[str, list] = {
@@ -66,36 +118,125 @@ def add_influence(
         "influence_rank": column(result.rank),
         "influence_status": statuses,
         "influence_reason": reasons,
+        "influence_id": list(ids),
+        "influence_settings": [settings_digest(index)] * len(ids),
+        "influence_queries": [queries_digest(asked_by)] * len(ids),
         "motion_mean": mean_motion,
     }
     if groups is not None:
         names = [groups[row] for row in asking]
         for name in sorted(set(names)):
+            if f"{_PREFIX}{name}" in columns:
+                raise ValueError(f"a group of queries cannot be called {name!r}: influence_{name} is another column")
             members = [i for i, other in enumerate(names) if other == name]
-            columns[f"influence_{name}"] = column(result.scores[:, members].mean(dim=1))
-    stale = [name for name in columns if name in dataset.column_names]
-    dataset = dataset.remove_columns(stale)
-    for name, values in columns.items():
-        dataset = dataset.add_column(name, values)
-    return dataset
+            columns[f"{_PREFIX}{name}"] = column(result.scores[:, members].mean(dim=1))
+    if rivals is not None:
+        both = [row for row in ranked if rivals.index.status(ids[row]) == "ok"]
+        asked = [identity for identity in asked_by if rivals.query_index.status(identity) == "ok"]
+        whole = influence(
+            _features(rivals.index, [ids[row] for row in both]),
+            rivals.query_index.features(asked),
+            fraction=fraction,
+            percentile=percentile,
+        )
+        columns |= {
+            "rival_random": column([_uniform(rivals.seed, ids[row]) for row in ranked]),
+            "rival_whole_clip": column(whole.mean, both),
+            "rival_whole_clip_rank": column(whole.rank, both),
+        }
+    return columns
+
+
+def add_influence(
+    dataset: Dataset | IterableDataset, columns: Mapping[str, Sequence], row_id: RowId
+) -> Dataset | IterableDataset:
+    """Put columns beside the rows that they were computed for; columns of the same names are replaced.
+
+    Args:
+        dataset: The rows. Those of a stream are found by their id, whatever order they come in; its videos are not
+            decoded, so that a filter by influence need not (`cast_column(video_column, Video())` decodes them).
+        columns: From `influence_columns`, `influence_id` among them.
+        row_id: A row to its id.
+    """
+    from datasets import Dataset, Features
+
+    stale = [name for name in dataset.column_names or () if name in columns]
+    if isinstance(dataset, Dataset):
+        dataset = dataset.remove_columns(stale)
+        for name, values in columns.items():
+            dataset = dataset.add_column(name, list(values), feature=_feature(name))
+        return dataset
+    stream = undecoded(dataset, row_id.video_column, row_id.caption_column)
+    features = {name: feature for name, feature in stream.features.items() if name not in stale}
+    features |= {name: _feature(name) for name in columns}
+    return stream.map(_Lookup(columns, row_id), with_indices=True, features=Features(features))
+
+
+class _Lookup:
+    """A row of a stream, and its place, to its influence columns, found by its id.
+
+    Of rows with one id the first is ranked. Its place tells which that is: a stream that is read in another order (in
+    shares, shuffled) may then count a row too many as a duplicate, but never rank a clip twice.
+    """
+
+    def __init__(self, columns: Mapping[str, Sequence], row_id: RowId):
+        self.row_id = row_id
+        self.columns = {
+            name: values if name in TEXT_COLUMNS else np.asarray(values) for name, values in columns.items()
+        }
+        self.first: dict[str, int] = {}
+        self.repeated: dict[str, int] = {}  # id -> a later row, whose columns every later row has
+        for row, identity in enumerate(columns["influence_id"]):
+            if self.first.setdefault(identity, row) != row:
+                self.repeated[identity] = row
+
+    def __call__(self, example: Mapping[str, Any], place: int) -> dict[str, Any]:
+        identity = self.row_id(example)
+        row = self.first.get(identity)
+        if row is None:
+            found: dict[str, Any] = {name: None if name in TEXT_COLUMNS else float("nan") for name in self.columns}
+            return found | {
+                "influence_status": "failed",
+                "influence_reason": "the stream had no such row when it was ranked",
+                "influence_id": identity,
+            }
+        if identity in self.repeated and place != row:
+            row = self.repeated[identity]
+        return {name: values[row] for name, values in self.columns.items()}
+
+
+def _feature(name: str) -> Any:
+    from datasets import Value
+
+    return Value("string" if name in TEXT_COLUMNS else "float64")
+
+
+def _uniform(seed: int, identity: str) -> float:
+    """A number in [0, 1) that depends on the seed and the clip, and on neither order nor number of clips."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {identity}".encode()).digest()[:6], "big") / 2**48
+
+
+def _features(index: GradientIndex, ids: Sequence[str]) -> Iterator[Tensor]:
+    return (features for _, features in index.chunks(ids=ids))
 
 
 def _rows(ids: Sequence[str], index: GradientIndex) -> tuple[list[str], list[str], list[float]]:
     """Status, reason and mean motion of each id. The second row of one id is a duplicate: it is not ranked twice."""
-    known = {row.id: row for row in index.rows(dict.fromkeys(i for i in ids if i in index))}
-    seen: dict[str, int] = {}
+    known = index.rows(dict.fromkeys(i for i in ids if i in index))  # in the order in which they are first met here
+    first: dict[str, int] = {}
     statuses, reasons, motion = [], [], []
     for row, identity in enumerate(ids):
-        entry = known.get(identity)
-        if entry is None:
-            status, reason = "failed", "not in the index: run MotiveAttributor.index on this dataset"
-        elif identity in seen:
-            status, reason = "duplicate", f"the same clip and caption as row {seen[identity]} (id {identity})"
+        if identity in first:
+            status = "duplicate"
+            reason = f"the same clip and caption as row {first[identity]} (id {identity})"
+            mean = motion[first[identity]]
+        elif identity in index:
+            entry = next(known)
+            status, reason, mean = intern(entry.status), entry.reason, entry.facts.get("mean_motion")
         else:
-            status, reason = entry.status, entry.reason
-        seen.setdefault(identity, row)
+            status, reason, mean = "failed", "not in the index: run MotiveAttributor.index on this dataset", None
+        first.setdefault(identity, row)
         statuses.append(status)
         reasons.append(reason)
-        mean = entry.facts.get("mean_motion") if entry is not None else None
         motion.append(float("nan") if mean is None else float(mean))
     return statuses, reasons, motion

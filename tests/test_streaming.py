@@ -1,0 +1,225 @@
+"""Streams: scored and filtered row by row, with the same columns as the dataset that lies on disk."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from datasets import Dataset, IterableDataset, Video
+
+from hf_motive import MotiveAttributor
+from hf_motive.corpus import load_clips
+from hf_motive.index import GradientIndex
+from hf_motive.selection import best, best_of_each, without_worst
+from hf_motive.transforms import TEXT_COLUMNS
+from tests.clips import write_corpus
+from tests.families import wan
+
+SMALL = {
+    "num_frames": wan.NUM_FRAMES,
+    "height": wan.HEIGHT,
+    "width": wan.WIDTH,
+    "fps": 16.0,
+    "projection_dim": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def attributor():
+    return MotiveAttributor(wan.build(), **SMALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Seven clips, a broken one and a copy of the first among them; as files, as shards, as a table of bytes."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rows = write_corpus(folder / "files", range(6))
+    (folder / "files" / "004.mp4").write_text("not a video")
+    rows.append({**rows[0], "file_name": "006.mp4"})
+    (folder / "files" / "006.mp4").write_bytes((folder / "files" / "000.mp4").read_bytes())
+    (folder / "files" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    videos = [(folder / "files" / row["file_name"]).read_bytes() for row in rows]
+    for form in ("txt", "json"):
+        (folder / form).mkdir()
+        for shard in range(2):
+            with tarfile.open(folder / form / f"{shard:03d}.tar", "w") as tar:
+                for place in range(4 * shard, min(4 * shard + 4, len(rows))):
+                    text = rows[place]["caption"] if form == "txt" else json.dumps(rows[place])
+                    for suffix, data in (("mp4", videos[place]), (form, text.encode())):
+                        member = tarfile.TarInfo(f"{place:06d}.{suffix}")
+                        member.size = len(data)
+                        tar.addfile(member, io.BytesIO(data))
+    table = Dataset.from_dict(
+        {
+            "video": [{"bytes": data, "path": None} for data in videos],
+            "caption": [row["caption"] for row in rows],
+            "kind": [row["kind"] for row in rows],
+        }
+    ).cast_column("video", Video(decode=False))
+    table.to_parquet(str(folder / "table.parquet"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def queries(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("queries")
+    write_corpus(folder, range(100, 103))
+    return load_clips(folder)
+
+
+@pytest.fixture(scope="module")
+def on_disk(attributor, folder, queries, tmp_path_factory):
+    """The corpus scored as a map-style dataset: what every stream must agree with."""
+    clips = load_clips(folder / "files")
+    index = attributor.index(clips, tmp_path_factory.mktemp("run") / "index", progress=False)
+    return index, attributor.influence(clips, index, queries, group_column="kind", rivals=True, progress=False)
+
+
+def influence_of(rows) -> list[dict]:
+    """The columns that scoring added, but for the reason: it names a file, where there is one."""
+    added = ("influence", "rival", "motion_mean")
+    return [
+        {name: value for name, value in row.items() if name.startswith(added) and name != "influence_reason"}
+        for row in rows
+    ]
+
+
+def held(index: GradientIndex) -> dict:
+    ids = index.ids("ok")
+    vectors = dict(zip(ids, index.features(ids).numpy().tolist(), strict=True))
+    return {identity: (index.status(identity), vectors.get(identity)) for identity in index.ids()}
+
+
+def assert_same_rows(left: list[dict], right: list[dict]) -> None:
+    assert [row.keys() for row in left] == [row.keys() for row in right]
+    for a, b in zip(left, right, strict=True):
+        for name in a:
+            if name in TEXT_COLUMNS:
+                assert a[name] == b[name]
+            else:
+                np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.mark.parametrize("source", ["txt", "json", "table.parquet", "files", "txt/000.tar"])
+def test_a_stream_is_scored_as_the_dataset_on_disk(source, attributor, folder, queries, on_disk, tmp_path):
+    stream = load_clips(folder / source, streaming=True)
+    assert isinstance(stream, IterableDataset)
+    index = attributor.index(stream, tmp_path / "index", progress=False)
+    scored = attributor.influence(stream, index, queries, group_column="kind", rivals=True, progress=False)
+    assert isinstance(scored, IterableDataset)
+    rows = list(scored)
+    if source != "txt/000.tar":
+        assert held(index) == held(on_disk[0])
+        assert_same_rows(influence_of(rows), influence_of(on_disk[1]))
+        assert rows[6]["influence_status"] == "duplicate" and rows[4]["influence_status"] == "unreadable"
+    else:
+        assert len(rows) == 4 and set(index.ids()) < set(on_disk[0].ids())
+    assert scored.column_names[: len(stream.column_names)] == stream.column_names
+    # A row whose number is NaN slips into no selection, and what comes out is still a stream of clips.
+    kept = list(scored.filter(lambda rank: rank < 2, input_columns="influence_rank"))
+    assert len(kept) == 2 and all(row["video"]["bytes"] or row["video"]["path"] for row in kept)
+
+
+def test_a_stream_goes_on_where_it_stopped(attributor, folder, on_disk, tmp_path):
+    stream = load_clips(folder / "txt")
+    begun = attributor.index(stream.take(3), tmp_path / "index", progress=False)
+    assert len(begun) == 3
+    computed = []
+    feature = attributor.feature
+    attributor.feature = lambda *clip: computed.append(clip[1]) or feature(*clip)
+    try:
+        index = attributor.index(stream, tmp_path / "index", progress=False)
+    finally:
+        del attributor.feature
+    assert len(computed) == 3  # six different clips in all
+    assert held(index) == held(on_disk[0])
+    again = attributor.index(stream, tmp_path / "index", progress=False)
+    assert again.digest() == index.digest()
+
+
+def test_a_shuffled_stream_finds_its_rows(attributor, folder, queries, on_disk, tmp_path):
+    stream = load_clips(folder / "txt")
+    index, known = on_disk
+    scored = attributor.influence(stream, index, queries, progress=False)
+    by_id = {row["influence_id"]: row for row in known if row["influence_status"] == "ok"}
+    shuffled = list(scored.shuffle(seed=1, buffer_size=8))
+    assert [row["__key__"] for row in shuffled] != sorted(row["__key__"] for row in shuffled)
+    assert sum(row["influence_status"] == "ok" for row in shuffled) == 5
+    for row in shuffled:
+        if row["influence_status"] == "ok":
+            assert row["influence"] == by_id[row["influence_id"]]["influence"]
+    # Rows of another stream than the one that was ranked are not ranked.
+    other = attributor.influence(stream.take(2), index, queries, progress=False)
+    lookup = pickle.loads(pickle.dumps(other._ex_iterable.function))
+    assert lookup(next(iter(stream.skip(2))), 0)["influence_status"] == "failed"
+
+
+def test_selections_of_a_stream_are_those_of_the_dataset(attributor, folder, queries, on_disk):
+    index, known = on_disk
+    stream = attributor.influence(load_clips(folder / "table.parquet", streaming=True), index, queries, progress=False)
+
+    def ids(dataset) -> list[str]:
+        return sorted(row["influence_id"] for row in dataset)
+
+    assert ids(best(stream, 0.3)) == ids(best(known, 0.3))
+    assert ids(best(stream, count=3, by="influence")) == ids(best(known, count=3, by="influence"))
+    assert ids(without_worst(stream, 0.3)) == ids(without_worst(known, 0.3))
+    assert ids(best_of_each(stream, 1, "kind")) == ids(best_of_each(known, 1, "kind"))
+    with pytest.raises(ValueError, match="no column 'beauty' to choose by"):
+        best(stream, 0.3, by="beauty")
+
+
+def test_an_empty_stream_and_a_missing_column_are_one_sentence(attributor, tmp_path):
+    empty = IterableDataset.from_generator(lambda: iter(()))
+    with pytest.raises(ValueError, match="the dataset has no rows: nothing to score"):
+        attributor.index(empty, tmp_path / "index", progress=False)
+    nameless = Dataset.from_dict({"film": ["a.mp4"], "caption": ["a"]}).to_iterable_dataset()
+    with pytest.raises(ValueError, match="no column 'video'; its columns are film, caption"):
+        attributor.index(nameless, tmp_path / "index", progress=False)
+
+
+def test_columns_for_each_query_and_the_rivals(attributor, folder, queries, on_disk):
+    index, known = on_disk
+    clips = load_clips(folder / "files")
+    scored = attributor.influence(clips, index, queries, per_query=True, progress=False)
+    names = [f"influence_{name}.mp4" for name in (100, 101, 102)]
+    assert set(names) < set(scored.column_names)
+    ok = [row for row in scored if row["influence_status"] == "ok"]
+    for row in ok:
+        assert np.mean([row[name] for name in names]) == pytest.approx(row["influence"], abs=1e-6)
+    by_index = attributor.influence(
+        clips, index, GradientIndex.open(f"{index.path}-queries"), per_query=True, progress=False
+    )
+    assert by_index["influence"][:3] == scored["influence"][:3]
+    assert f"influence_{GradientIndex.open(f'{index.path}-queries').ids()[0]}" in by_index.column_names
+    for wrong in ({"group_column": "kind"}, {"rivals": True}):
+        with pytest.raises(ValueError, match="give the queries as a dataset"):
+            attributor.influence(clips, index, GradientIndex.open(f"{index.path}-queries"), **wrong)
+    with pytest.raises(ValueError, match="group_column or per_query"):
+        attributor.influence(clips, index, queries, per_query=True, group_column="kind")
+
+    # The whole clip's influence is that of an attributor without the mask, and none of the rivals ranks what
+    # Motive does not rank.
+    plain = MotiveAttributor(attributor.step.pipeline, **SMALL, motion_weighted=False)
+    alone = plain.influence(clips, GradientIndex.open(f"{index.path}-whole"), queries, progress=False)
+    np.testing.assert_array_equal(known["rival_whole_clip"], alone["influence"])
+    np.testing.assert_array_equal(known["rival_whole_clip_rank"], alone["influence_rank"])
+    assert not np.array_equal(known["rival_whole_clip"], known["influence"])
+    for name in ("rival_random", "rival_whole_clip", "influence"):
+        values = np.asarray(known[name][:], dtype=float)
+        assert np.isnan(values).tolist() == [status != "ok" for status in known["influence_status"]]
+    random = np.asarray(known["rival_random"][:])
+    assert ((random[:4] >= 0) & (random[:4] < 1)).all() and len(set(random[:4])) == 4
+    assert best(known, count=2, by="rival_whole_clip_rank")["rival_whole_clip_rank"][:] == [0, 1]
+    assert set(scored["influence_settings"]) == set(known["influence_settings"]) != set(alone["influence_settings"])
+    assert set(scored["influence_queries"]) == set(known["influence_queries"])
+
+
+def test_a_group_that_would_take_a_column_is_refused(attributor, folder, queries, on_disk):
+    named = queries.remove_columns("kind").add_column("kind", ["rank"] * len(queries))
+    with pytest.raises(ValueError, match="cannot be called 'rank'"):
+        attributor.influence(load_clips(folder / "files"), on_disk[0], named, group_column="kind", progress=False)
