@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Array3D, Dataset, Features, List, Value, Video, load_dataset
+from datasets import Array3D, Dataset, DatasetDict, Features, List, Value, Video, load_dataset
 
 from hf_motive.corpus import load_clips
 from hf_motive.export import write_videofolder
@@ -138,6 +138,19 @@ def test_bytes_without_a_name_get_the_suffix_of_their_container(sources, tmp_pat
     assert [bytes_of(row) for row in read(folder, tmp_path)] == files
 
 
+def test_urls_are_fetched(sources, tmp_path, caplog):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/a ball.mp4", Path(sources[0]).read_bytes())
+    urls = ["memory://bucket/a ball.mp4", "memory://bucket/gone.mp4"]
+    dataset = Dataset.from_dict({"video": urls, "caption": ["a", "b"]})
+    folder = write_videofolder(dataset, tmp_path / "out", progress=False)
+    assert [path.name for path in (folder / "clips").iterdir()] == ["00000000-a-ball.mp4"]
+    assert bytes_of(read(folder, tmp_path)[0]) == Path(sources[0]).read_bytes()
+    assert "row 1: memory://bucket/gone.mp4 cannot be opened" in caplog.text
+
+
 def test_frames_are_encoded(tmp_path):
     frames = moving_square(3)
     images = ((frames + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
@@ -185,6 +198,8 @@ def test_a_run_that_dies_leaves_no_folder_and_the_next_begins_anew(scored, tmp_p
 
 
 def test_nothing_to_write_is_an_error(scored, tmp_path):
+    with pytest.raises(TypeError, match=r"dataset\['test'\]"):
+        write_videofolder(DatasetDict(test=scored), tmp_path / "out")
     with pytest.raises(ValueError, match="no rows"):
         write_videofolder(scored.select([]), tmp_path / "out", progress=False)
     with pytest.raises(ValueError, match="none of 1 clips could be read: row 0: .*broken.mp4"):

@@ -46,6 +46,9 @@ def write_videofolder(
 ) -> Path:
     """Write clips and their columns as a folder: `load_dataset("videofolder", data_dir=folder)` reads it back.
 
+    That is also what finetrainers reads; diffusion-pipe, musubi-tuner and ai-toolkit read its folder `clips`, where
+    `caption_files` puts the captions.
+
     `clips/00000000-<name>.mp4` are the clips, numbered by their row, so that they sort as the dataset does, which is
     best first for a selection. `metadata.jsonl` has an object a line: `file_name`, the caption, and the other columns.
 
@@ -64,7 +67,9 @@ def write_videofolder(
         folder: Where to; folders above it are made.
         video_column: Column of the clip, as `load_clip` reads it. `videofolder` will call it `video`.
         caption_column: Column of the caption.
-        caption_files: Also write each caption as a text file beside its clip. A caption that is None gets none.
+        caption_files: Also write each caption as a text file beside its clip, for trainers that look for captions in
+            `clips`. A caption that is None gets none. `load_dataset` must then be told `videofolder`: by itself it
+            takes a folder with as many texts as videos for one of texts.
         overwrite: Replace a folder that has a `metadata.jsonl`. Any other is never replaced.
         progress: Show a bar.
 
@@ -73,11 +78,14 @@ def write_videofolder(
 
     Raises:
         FileExistsError: There is something at `folder`, and `overwrite` is False or it is no such folder.
+        TypeError: `dataset` is several splits.
         ValueError: A column is missing, there are no rows, or no clip could be read.
     """
     from tqdm.auto import tqdm
 
-    folder = Path(folder).expanduser()
+    if isinstance(dataset, dict):
+        raise TypeError(f"write one split, write_videofolder(dataset[{next(iter(dataset), 'train')!r}], ...), or each")
+    folder = Path(folder).expanduser().resolve()
     _check_target(folder, overwrite)
     part = folder.with_name(f".{folder.name}.part")
     if part.exists():
