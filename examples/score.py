@@ -10,41 +10,24 @@ Your own job, on one process or on all that Accelerate knows; options from a YAM
     accelerate launch examples/score.py --pipeline Wan-AI/Wan2.1-T2V-1.3B-Diffusers \\
         --corpus my/clips --queries my/queries
 
-Stopped and started again it goes on where it was.
+Stopped and started again it goes on where it was. `hf-motive score` is the same without the default.
 """
 
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from trl import TrlParser
-
-from hf_motive.config import AttributionConfig
-from hf_motive.pipelines import PipelineError
-from hf_motive.scoring import ScoreArguments, score
+from hf_motive.cli import errors_as_sentences, score
 
 ROOT = Path(__file__).parents[1]
 DEFAULT = ROOT / "examples" / "lab" / "score.yaml"
 
 
-class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Defaults beside the options, and the text above as it stands."""
-
-
 def main() -> None:
     arguments = sys.argv[1:]
-    if not {"--config", "--pipeline", "--help", "-h"} & set(arguments):
+    if not {"--config", "--pipeline", "--help", "-h"} & {argument.split("=")[0] for argument in arguments}:
         arguments = ["--config", str(DEFAULT), *arguments]
-    parser = TrlParser((ScoreArguments, AttributionConfig), description=__doc__, formatter_class=HelpFormatter)
-    try:
-        job, config = parser.parse_args_and_config(arguments)
-        for name in ("pipeline", "corpus", "queries"):  # the default's paths start at the repository, wherever one is
-            path = getattr(job, name)
-            if not Path(path).exists() and (ROOT / path).exists():
-                setattr(job, name, str(ROOT / path))
-        score(job, config)
-    except (ValueError, OSError, PipelineError) as error:  # what the user can mend; anything else keeps its traceback
-        raise SystemExit(f"error: {error}") from None
+    with errors_as_sentences():  # the default's paths start at the repository, wherever one is
+        score(arguments, description=__doc__ or "", prog="examples/score.py", root=ROOT)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,290 @@
+"""`hf-motive score | select | push | inspect`: the library for those who do not want to write Python.
+
+Here stands how a command line becomes arguments and an error becomes a sentence. What the commands do is in
+`scoring.py`, `publishing.py` and `inspection.py`; each is imported when its command is called.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+HELP = """\
+hf-motive: which of my clips teach a video diffusion model to move well, and which badly?
+
+  hf-motive score      rank the clips of a corpus by their influence on motion
+  hf-motive select     take the best (or leave out the worst) as a folder that trainers read
+  hf-motive push       publish a scored corpus, a selection or an index on the Hub, with its card
+  hf-motive inspect    say what an index or a scored dataset is, and whether two are comparable
+
+The common path of work:
+
+  hf-motive score --pipeline Wan-AI/Wan2.1-T2V-1.3B-Diffusers \\
+      --corpus my/clips --queries my/queries --output runs/mine
+  hf-motive inspect runs/mine                          # how the scores are spread, what was left out and why
+  hf-motive select runs/mine --output best             # the best tenth: metadata.jsonl and mp4 files
+  hf-motive push best me/my-clips-best                 # private, with a dataset card
+
+`hf-motive COMMAND --help` explains every option. Options may stand in a YAML file too: --config my.yaml.
+On all GPUs of a machine or of many: accelerate launch -m hf_motive.cli score ...
+"""
+
+SCORE = """\
+Which clips teach this pipeline to move like the queries? Rank a corpus.
+
+    hf-motive score --pipeline Wan-AI/Wan2.1-T2V-1.3B-Diffusers \\
+        --corpus my/clips --queries my/queries --output runs/mine
+    hf-motive score --config my.yaml --output runs/mine
+    accelerate launch -m hf_motive.cli score --config my.yaml      # on all that Accelerate knows
+
+--config FILE gives options by YAML; those of the command line go before them. The results are influence.parquet and
+index/ in the output folder, and a table. Stopped and started again it goes on where it was.
+"""
+
+SELECT = """\
+Take clips by their scores, and write them where a trainer, or a person, looks at them.
+
+    hf-motive select runs/mine --output best                              # the best tenth, best first
+    hf-motive select runs/mine --count 500 --output best.parquet          # the best five hundred, as a table
+    hf-motive select runs/mine --drop_worst 0.1 --output clean            # all that have a score but the worst tenth
+    hf-motive select runs/mine --worst --count 20 --output worst          # to look at
+    hf-motive select runs/mine --group_column caption --count 50 --output best
+    hf-motive select runs/mine --by motion_mean --output fastest          # "why not just flow?"
+
+SOURCE is the output folder of `hf-motive score`, a scored .parquet, a saved dataset, a folder that select wrote, or
+the id of a scored dataset on the Hub. Rows without a score are never taken. --config FILE gives options by YAML.
+"""
+
+PUSH = """\
+Publish on the Hub, with a card that says what it is. Private, unless --public.
+
+    hf-motive push runs/mine me/my-clips-scored               # every clip with its scores
+    hf-motive push runs/mine me/my-clips-scored --index       # and the index, as me/my-clips-scored-index
+    hf-motive push best me/my-clips-best --license cc-by-4.0  # what `hf-motive select` wrote
+    hf-motive push runs/mine/index me/my-clips-index          # the index alone: others ask it their own queries
+
+SOURCE is looked at to know which of these it is. --config FILE gives options by YAML.
+Who you are is known from `hf auth login` or the environment variable HF_TOKEN, never from the command line, which a
+shell writes down.
+"""
+
+INSPECT = """\
+What is this index or scored dataset? Are two comparable?
+
+    hf-motive inspect runs/mine                   # a run: its scores and its index
+    hf-motive inspect runs/mine/index             # an index: settings, rows by status, digest, shards
+    hf-motive inspect best.parquet                # a scored dataset: file, folder, saved, or on the Hub
+    hf-motive inspect runs/mine runs/other        # and whether they may be compared, and how far they agree
+    hf-motive inspect runs/mine --json
+
+Exit status: 0; with two, 3 unless they are comparable: features of the same settings and, for two scored datasets,
+the same queries. 1 is an error. --config FILE gives options by YAML.
+"""
+
+
+class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults beside the options, and the text above as it stands."""
+
+    def _get_help_string(self, action: Any) -> str | None:
+        return action.help if action.required else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: Any) -> str:
+        """`--drop_worst FRACTION`, without the same again as `--drop-worst FRACTION`."""
+        if not action.option_strings or action.option_strings[0] == "-h":
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{action.option_strings[0]} {value}".strip()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script. Ends by `SystemExit` where the exit status is not 0."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    commands = {"score": score, "select": select, "push": push, "inspect": inspect}
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return
+    if arguments[0] == "--version":
+        from . import __version__
+
+        print(f"hf-motive {__version__}")
+        return
+    with errors_as_sentences():
+        if arguments[0] not in commands:
+            raise ValueError(
+                f"no command {arguments[0]!r}; the commands are {', '.join(commands)}: hf-motive --help explains them"
+            )
+        commands[arguments[0]](arguments[1:])
+
+
+def score(
+    arguments: Sequence[str], *, description: str = SCORE, prog: str = "hf-motive score", root: Path | None = None
+):
+    """Parse and score, for `hf-motive score` and `examples/score.py`.
+
+    Args:
+        arguments: The command line behind the command.
+        description: What `--help` says first.
+        prog: What the command is called there.
+        root: Where the paths of a configuration start that lead nowhere from here.
+    """
+    from .config import AttributionConfig
+    from .scoring import ScoreArguments
+    from .scoring import score as run
+
+    hint = "to see it work first, `accelerate launch examples/score.py` in a clone scores the clips that it carries"
+    usage = f"{prog} --pipeline P --corpus C --queries Q [--output FOLDER] [--config FILE] [options]"
+    job, config = parse(
+        (ScoreArguments, AttributionConfig), arguments, prog=prog, usage=usage, description=description, hint=hint
+    )
+    for name in ("pipeline", "corpus", "queries") if root is not None else ():
+        path = getattr(job, name)
+        if not Path(path).exists() and (root / path).exists():
+            setattr(job, name, str(root / path))
+    return run(job, config)
+
+
+def select(arguments: Sequence[str]) -> None:
+    from .publishing import SelectArguments
+    from .publishing import select as run
+
+    usage = "hf-motive select SOURCE --output FOLDER [options]"
+    run(*parse(SelectArguments, arguments, ("source",), prog="hf-motive select", usage=usage, description=SELECT))
+
+
+def push(arguments: Sequence[str]) -> None:
+    from .publishing import PushArguments
+    from .publishing import push as run
+
+    usage = "hf-motive push SOURCE REPO_ID [options]"
+    places = ("source", "repo_id")
+    run(*parse(PushArguments, arguments, places, prog="hf-motive push", usage=usage, description=PUSH))
+
+
+def inspect(arguments: Sequence[str]) -> None:
+    from .inspection import InspectArguments
+    from .inspection import inspect as run
+
+    usage = "hf-motive inspect SOURCE [OTHER] [options]"
+    places = ("source", "other")
+    told = parse(InspectArguments, arguments, places, prog="hf-motive inspect", usage=usage, description=INSPECT)
+    if status := run(*told):
+        raise SystemExit(status)
+
+
+def parse(
+    dataclasses: Any,
+    arguments: Sequence[str],
+    places: Sequence[str] = (),
+    *,
+    prog: str,
+    usage: str,
+    description: str,
+    hint: str = "",
+) -> tuple[Any, ...]:
+    """A command line, and the YAML file that it names, to dataclasses.
+
+    Args:
+        dataclasses: One or several, as `TrlParser` takes them.
+        arguments: What the user wrote.
+        places: Names of the fields that may be given by place.
+        prog, usage, description: As `ArgumentParser` takes them.
+        hint: What to add where a required option is missing.
+
+    Raises:
+        ValueError: It does not fit; the message says where to read on.
+    """
+    from trl import TrlParser
+
+    class Parser(TrlParser):
+        def error(self, message: str) -> NoReturn:
+            if (missing := message.removeprefix("the following arguments are required: ")) != message:
+                names = [name.split("/")[0] for name in missing.split(", ")]
+                names = [name[2:].upper() if name[2:] in places else name for name in names]
+                message = f"{prog} needs {', '.join(names)}, here or in the YAML of --config" + f"; {hint}" * bool(
+                    hint
+                )
+            raise ValueError(f"{message}. {prog} --help explains every option")
+
+    parser = Parser(
+        dataclasses,
+        prog=prog,
+        usage=usage,
+        description=description,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    known = [name for action in parser._actions for name in action.option_strings] + ["--config"]
+    arguments = [part for text in arguments for part in _split(text, "--config")]
+    if places:
+        flags = {f"--{field.name}" for field in fields(dataclasses) if isinstance(field.default, bool)}
+        arguments = _by_name(arguments, places, flags, usage)
+    if arguments[-1:] == ["--config"]:
+        parser.error("--config needs the name of a YAML file")
+    *told, left = parser.parse_args_and_config(arguments, return_remaining_strings=True)
+    if left:
+        option = str(left[0]).split("=")[0]
+        near = get_close_matches(option, known, 1)
+        parser.error(f"there is no option {option}" + f" (did you mean {near[0]}?)" * bool(near))
+    return tuple(told)
+
+
+def _split(text: str, option: str) -> list[str]:
+    """`--config=FILE` as two words: TrlParser knows them so."""
+    return text.split("=", 1) if text.startswith(f"{option}=") else [text]
+
+
+def _by_name(arguments: Sequence[str], places: Sequence[str], flags: set[str], usage: str) -> list[str]:
+    """Words that stand by place, wherever among the options, as options: argparse and YAML then know one spelling.
+
+    A flag takes a word only if that says yes or no: `--json runs/mine` is a flag and a place.
+    """
+    words, named, free = list(arguments), [], list(places)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("-"):
+            if not free:
+                raise ValueError(f"what is {word!r} for? {usage}")
+            named += [f"--{free.pop(0)}", word]
+            continue
+        named.append(word)
+        if word.replace("-", "_").replace("__", "--", 1) in flags:
+            said = words and words[0].lower() in ("yes", "no", "true", "false", "t", "f", "y", "n", "1", "0")
+            named.append(words.pop(0) if said else "true")
+        elif words and "=" not in word and word not in ("-h", "--help"):
+            named.append(words.pop(0))
+    return named
+
+
+@contextmanager
+def errors_as_sentences() -> Iterator[None]:
+    """What the user can mend becomes `error: ...` and exit status 1. Anything else keeps its traceback."""
+    try:
+        yield
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except Exception as error:
+        from datasets.exceptions import DatasetsError
+        from httpx import TransportError
+
+        from .pipelines import PipelineError
+        from .storage import IndexLockedError
+
+        if isinstance(error, (PipelineError, IndexLockedError, DatasetsError, TransportError)):
+            raise SystemExit(f"error: {error}") from None
+        raise
+
+
+if __name__ == "__main__":
+    main()
