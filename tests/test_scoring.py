@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset, Video
 from trl import TrlParser
 
 from hf_motive.index import GradientIndex
-from hf_motive.scoring import ScoreArguments, load_pipeline
+from hf_motive.scoring import ScoreArguments, load_pipeline, load_run
 from tests.clips import write_corpus
 from tests.families import wan, wan_modular
 
@@ -156,3 +159,39 @@ def test_call_kwargs_are_json_or_a_mapping_of_yaml(tmp_path):
     for wrong in ("noise=0", "[1]"):
         with pytest.raises(ValueError, match="call_kwargs must be"):
             ScoreArguments("p", "c", "q", call_kwargs=wrong)
+
+
+def test_a_stream_on_two_processes_and_back_from_its_folder(job, one_process, tmp_path):
+    """Shards, one a process: the same features and ranks as of the files, no video in the results, and all of it a
+    stream of clips again."""
+    rows = [json.loads(line) for line in (job["corpus"] / "metadata.jsonl").read_text().splitlines()]
+    (tmp_path / "shards").mkdir()
+    for shard in range(2):
+        with tarfile.open(tmp_path / "shards" / f"{shard}.tar", "w") as tar:
+            for row in rows[5 * shard : 5 * shard + 5]:
+                name = Path(row["file_name"])
+                tar.add(job["corpus"] / name, name.name)
+                member = tarfile.TarInfo(f"{name.stem}.txt")
+                member.size = len(row["caption"])
+                tar.addfile(member, io.BytesIO(row["caption"].encode()))
+    output = tmp_path / "out"
+    options = ("--group_column", "kind", "--rivals", "true")
+    result = run({**job, "corpus": tmp_path / "shards"}, output, *options, processes=2)
+    assert "a stream of clips" in result.stdout and "9 clips ranked, 1 left out" in result.stdout
+    here, there = (GradientIndex.open(path / "index") for path in (output, one_process[0]))
+    assert here.ids() == there.ids() and torch.equal(here.features(here.ids("ok")), there.features(there.ids("ok")))
+    assert len(list((output / "index").glob("*.features"))) == 2
+    table, known = (Dataset.from_parquet(str(path / "influence.parquet")) for path in (output, one_process[0]))
+    for name in ("influence", "influence_rank", "influence_left"):
+        np.testing.assert_array_equal(table[name], known[name])
+    assert table.cast_column("video", Video(decode=False))[0]["video"] == {"path": "000.mp4", "bytes": None}
+    assert np.isfinite(table["rival_whole_clip"]).sum() == 9
+
+    stream = load_run(output)
+    assert isinstance(stream, IterableDataset)
+    back = list(stream)
+    np.testing.assert_array_equal([row["influence"] for row in back], known["influence"])
+    assert back[0]["video"]["bytes"] == (job["corpus"] / rows[0]["file_name"]).read_bytes()
+    assert load_run(one_process[0])["influence_id"] == table["influence_id"]
+    with pytest.raises(FileNotFoundError, match="its job has not ended"):
+        load_run(tmp_path)

@@ -1,17 +1,24 @@
-"""The main job: a pipeline, a corpus and queries to a ranked corpus. `examples/score.py` is its command line."""
+"""The main job: a pipeline, a corpus and queries to a ranked corpus, and back from its folder.
+
+`hf-motive score` and `examples/score.py` are its command lines.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import AttributionConfig
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
+
+
+#: In the folder of the results: what they were made with.
+JOB = "job.json"
 
 
 @dataclass
@@ -22,7 +29,7 @@ class ScoreArguments:
     corpus: str = field(
         metadata={
             "help": "The clips to rank: a folder with metadata.jsonl, a folder of videos with captions in .txt files "
-            "beside them, a saved dataset, a .jsonl/.csv/.parquet table, or a Hub id."
+            "beside them, WebDataset shards (.tar), a saved dataset, a .jsonl/.csv/.parquet table, or a Hub id."
         }
     )
     queries: str = field(metadata={"help": "A few clips that move the way you want, in any of the same forms."})
@@ -32,6 +39,13 @@ class ScoreArguments:
     )
     corpus_split: str = field(default="train", metadata={"help": "Split of the corpus."})
     query_split: str = field(default="train", metadata={"help": "Split of the queries."})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the corpus row by row, copying and downloading nothing first: for one that is larger than "
+            "the disk. Shards always stream. It is read three times, and the results hold no videos."
+        },
+    )
     video_column: str = field(default="video", metadata={"help": "Column of the video."})
     caption_column: str = field(default="caption", metadata={"help": "Column of the caption."})
     id_column: str | None = field(
@@ -42,6 +56,13 @@ class ScoreArguments:
         metadata={
             "help": "Column of the queries that groups them, e.g. by motion: one table and column a group. "
             "None: each query for itself."
+        },
+    )
+    rivals: bool = field(
+        default=False,
+        metadata={
+            "help": "Add what a cheaper choice would go by: rival_random, and rival_whole_clip, the influence without "
+            "the mask, which takes as long again. (motion_mean, the flow alone, is there anyway.)"
         },
     )
     fraction: float = field(default=0.1, metadata={"help": "Share of the clips you mean to keep."})
@@ -90,37 +111,35 @@ class ScoreArguments:
 def score(arguments: ScoreArguments, config: AttributionConfig) -> Dataset:
     """Index the corpus, ask the queries, write `influence.parquet` and print the report.
 
-    Runs on every process that Accelerate launched; the main one writes and prints.
+    Runs on every process that Accelerate launched; the main one writes and prints. Beside the results lies `job.json`,
+    the options that made them.
 
     Returns:
-        The corpus with the influence columns (see `MotiveAttributor.influence`).
+        The corpus with the influence columns (see `MotiveAttributor.influence`); of a stream, without the videos.
     """
     import torch
+    from datasets import Dataset
 
     from .attributor import MotiveAttributor
     from .corpus import load_clips
     from .influence import selection_size
     from .processes import processes, threads_of_a_process
-    from .report import clip_name, print_report
+    from .report import print_report
 
     state = processes()
     _quiet()
     torch.set_num_threads(arguments.threads or threads_of_a_process())
     columns: dict[str, Any] = {"video_column": arguments.video_column, "caption_column": arguments.caption_column}
     with state.main_process_first():
-        corpus = load_clips(arguments.corpus, split=arguments.corpus_split, **columns)
+        corpus = load_clips(arguments.corpus, split=arguments.corpus_split, streaming=arguments.streaming, **columns)
         queries = load_clips(arguments.queries, split=arguments.query_split, **columns)
+        if not isinstance(queries, Dataset):
+            queries = Dataset.from_list(list(queries), features=queries.features)
     if arguments.group_column is not None and arguments.group_column not in queries.column_names:
         raise ValueError(
             f"the queries have no column {arguments.group_column!r} to group by; "
             f"they have {', '.join(queries.column_names)}"
         )
-    group_column = arguments.group_column
-    if group_column is None and "query" not in queries.column_names:
-        # Each query for itself, under its file's name.
-        group_column = "query"
-        names = [clip_name(video, row) for row, video in enumerate(queries[arguments.video_column])]
-        queries = queries.add_column(group_column, names)
     pipe = load_pipeline(arguments.pipeline, arguments.dtype, state.device)
     attributor = MotiveAttributor(
         pipe, config, call_kwargs=dict(arguments.call_kwargs or {}), id_column=arguments.id_column, **columns
@@ -130,9 +149,18 @@ def score(arguments: ScoreArguments, config: AttributionConfig) -> Dataset:
             denoiser.enable_gradient_checkpointing()
 
     output = Path(arguments.output)
+    results = output / "influence.parquet"
     if state.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        job = {
+            "arguments": asdict(arguments),
+            "config": attributor.config.to_dict(),
+            "streamed": not isinstance(corpus, Dataset),
+        }
+        (output / JOB).write_text(json.dumps(job, indent=1) + "\n", encoding="utf-8")
         print(
-            f"Scoring {len(corpus)} clips against {len(queries)} queries with {type(pipe).__name__} "
+            f"Scoring {f'{len(corpus)} clips' if isinstance(corpus, Dataset) else 'a stream of clips'} against "
+            f"{len(queries)} queries with {type(pipe).__name__} "
             f"({sum(p.numel() for p in attributor.parameters.values()):,} parameters) into {output}",
             flush=True,
         )
@@ -143,27 +171,64 @@ def score(arguments: ScoreArguments, config: AttributionConfig) -> Dataset:
         queries,
         fraction=arguments.fraction,
         percentile=arguments.percentile,
-        group_column=group_column,
+        group_column=arguments.group_column,
+        per_query=arguments.group_column is None,
+        rivals=arguments.rivals,
     )
     if state.is_main_process:
-        keep = selection_size(scored["influence_status"][:].count("ok"), arguments.fraction)
-        results = write_parquet(scored, output / "influence.parquet")
+        write_scores(scored, results, arguments.video_column)
+    state.wait_for_everyone()
+    if not isinstance(scored, Dataset):
+        scored = Dataset.from_parquet(str(results))
+    if state.is_main_process:
         print_report(
             scored,
             rows=arguments.rows,
             fraction=arguments.fraction,
-            group_column=group_column,
-            video_column=arguments.video_column,
-            caption_column=arguments.caption_column,
+            group_column=arguments.group_column,
+            **columns,
         )
+        keep = selection_size(scored["influence_status"][:].count("ok"), arguments.fraction)
         print(
-            f"\nAll scores: {results}\nKeep the best {arguments.fraction:.0%}:\n"
-            f"  scored = datasets.Dataset.from_parquet({str(results)!r})\n"
-            f"  best = scored.filter(lambda rank: rank < {keep}, "
-            'input_columns="influence_rank")'
+            f"\nAll scores: {results}\n"
+            f"Keep the best {arguments.fraction:.0%}, {keep} clips, as a folder of mp4 files, and publish them:\n"
+            f"  hf-motive select {output} --output {output}-best --fraction {arguments.fraction}\n"
+            f"  hf-motive push {output}-best me/my-clips-best\n"
+            f"or in Python: scored = datasets.Dataset.from_parquet({str(results)!r}); "
+            f'scored.filter(lambda rank: rank < {keep}, input_columns="influence_rank")'
         )
-    state.wait_for_everyone()
     return scored
+
+
+def load_run(folder: str | Path) -> Dataset | IterableDataset:
+    """The scored corpus of a folder that `score` wrote, with its videos.
+
+    Of a corpus that was streamed the results hold no videos: it is opened again, and gives a stream.
+
+    Raises:
+        FileNotFoundError: there are no results: the job has not ended yet.
+    """
+    from datasets import Dataset
+
+    from .corpus import RowId, load_clips
+    from .transforms import add_influence, is_score
+
+    folder = Path(folder)
+    results = folder / "influence.parquet"
+    if not results.exists():
+        raise FileNotFoundError(
+            f"{folder} holds no influence.parquet: its job has not ended. Run the same `score` command again, it goes "
+            "on where it stopped"
+        )
+    scored = Dataset.from_parquet(str(results))
+    job = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    if not job["streamed"]:
+        return scored
+    arguments = ScoreArguments(**job["arguments"])
+    names = {"video_column": arguments.video_column, "caption_column": arguments.caption_column}
+    corpus = load_clips(arguments.corpus, split=arguments.corpus_split, streaming=True, **names)
+    columns = {name: scored[name][:] for name in scored.column_names if is_score(name)}
+    return add_influence(corpus, columns, RowId(**names, id_column=arguments.id_column))
 
 
 def _quiet() -> None:
@@ -200,10 +265,22 @@ def load_pipeline(source: str, dtype: str, device: Any) -> Any:
     return pipe.to(device)
 
 
-def write_parquet(scored: Dataset, path: Path) -> Path:
-    """Write the scores, whole or not at all."""
+def write_scores(scored: Dataset | IterableDataset, path: Path, video_column: str = "video") -> None:
+    """Write a scored corpus as parquet, whole or not at all; of a stream without its videos, whose names stay."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Dataset
+
+    from .corpus import clip_name
+
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".parquet.part")
-    scored.to_parquet(str(temporary))
+    if isinstance(scored, Dataset):
+        scored.to_parquet(str(temporary))
+    else:
+        schema = scored.features.arrow_schema
+        with pq.ParquetWriter(temporary, schema) as writer:
+            for batch in scored.iter(batch_size=64):
+                batch[video_column] = [{"path": clip_name(video, ""), "bytes": None} for video in batch[video_column]]
+                writer.write_table(pa.table(batch, schema=schema))
     os.replace(temporary, path)
-    return path

@@ -36,6 +36,11 @@ def group_columns(names: Iterable[str]) -> list[str]:
     return [name for name in names if name.startswith(_PREFIX) and name not in _RESERVED]
 
 
+def is_score(name: str) -> bool:
+    """Whether a column is one of those that `influence_columns` makes."""
+    return name in ("influence", "motion_mean") or name.startswith((_PREFIX, "rival_"))
+
+
 def settings_digest(index: GradientIndex) -> str:
     """16 hexadecimal digits of all that a feature depends on: equal digests may be compared."""
     return hashlib.sha256(canonical_json(index.settings["features"])).hexdigest()[:16]
