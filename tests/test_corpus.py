@@ -100,3 +100,10 @@ def test_errors_name_the_remedy(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(ValueError, match="neither a folder nor a .jsonl, .csv or .parquet table"):
         load_clips(tmp_path / "notes.txt")
+
+
+def test_a_line_of_json_ends_where_json_says(folder, tmp_path):
+    caption = "a square\u2028goes\x85left"  # line separators to str.splitlines, plain characters to JSON
+    row = {"file_name": str(folder / "000.mp4"), "caption": caption}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    assert load_clips(tmp_path)["caption"][:] == [caption]

@@ -223,7 +223,7 @@ def _from_table(path: Path) -> Dataset:
         dataset = Dataset(pa.csv.read_csv(path))
     elif path.suffix in (".jsonl", ".json"):
         rows = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
             if line.strip():
                 try:
                     rows.append(json.loads(line))
