@@ -1,0 +1,209 @@
+"""What leaves this machine: rows with their clips and an index, without the names of this machine's folders."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .index import GradientIndex
+from .storage import IndexCorruptError, canonical_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset, IterableDataset
+
+logger = logging.getLogger(__name__)
+
+#: Bytes of a parquet file, about: what is sent again at most when a connection is lost.
+SHARD_BYTES = 500 * 2**20
+# An absolute path with at least one folder, on either kind of system, at the start or after a space, quote or bracket.
+_ABSOLUTE = re.compile(r"(?<![^\s'\"(\[=:,])(?:[A-Za-z]:[\\/]|/|~/)(?:[^\s'\"/\\]+[\\/])*([^\s'\"/\\]*)")
+
+
+def last_name(path: str) -> str:
+    """The file's or folder's own name of a path or URL."""
+    path = path.split("::")[0]
+    path = path.split("?")[0] if "://" in path else path
+    return path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+
+
+def without_folders(text: str, folder: str = "") -> str:
+    """A text for people in which each absolute path, and each below `folder`, is its last name."""
+    if folder not in ("", "/", "."):
+        text = text.replace(folder.rstrip("/") + "/", "")
+    return _ABSOLUTE.sub(lambda found: found[1] or found[0], text)
+
+
+# Rows -----------------------------------------------------------------------------------------------------------
+
+
+def embedded(dataset: Dataset | IterableDataset, video_column: str, shard_bytes: int = SHARD_BYTES) -> IterableDataset:
+    """The rows as they are published: the clip as bytes with its file's name. Nothing is written to the disk.
+
+    A clip that is not there becomes null, so that its row keeps its status and its reason.
+    """
+    from datasets import Dataset, Value, Video
+
+    if isinstance(dataset, Dataset):
+        dataset = dataset.with_format(None)
+    elif dataset.features is None:
+        dataset = dataset._resolve_features()
+    feature = dataset.features[video_column]
+    if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
+        dataset = dataset.cast_column(video_column, Video(decode=False))
+    if isinstance(dataset, Dataset):
+        shards = min(len(dataset), 1 + int(_bytes(dataset, video_column) / shard_bytes))
+        stream = dataset.to_iterable_dataset(num_shards=max(1, shards))
+    else:
+        stream = dataset
+    tokens = getattr(dataset, "_token_per_repo_id", None)
+    publish = _Publish(video_column if isinstance(dataset.features[video_column], Video) else None, tokens)
+    return stream.with_format("arrow").map(publish, batched=True, batch_size=16, features=dataset.features)
+
+
+def _bytes(dataset: Dataset, video_column: str) -> float:
+    """About how many bytes the rows have with their clips, from a few hundred of them."""
+    from datasets import Video
+
+    rows = range(0, len(dataset), max(1, len(dataset) // 256))
+    sample = dataset.select(rows)
+    files = 0
+    if isinstance(dataset.features[video_column], Video):
+        for cell in sample.cast_column(video_column, Video(decode=False))[video_column]:
+            path = (cell or {}).get("path")
+            if cell and cell.get("bytes") is None and path and os.path.isfile(path):
+                files += os.path.getsize(path)
+    held = sum(table.nbytes for table in sample.with_format("arrow").iter(batch_size=64))
+    return (held + files) * len(dataset) / max(1, len(rows))
+
+
+class _Publish:
+    """An Arrow table of rows to one that may leave the machine."""
+
+    def __init__(self, video_column: str | None, tokens: Mapping[str, Any] | None):
+        self.video_column, self.tokens = video_column, tokens
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        import pyarrow as pa
+
+        folders = [""] * len(table)
+        if self.video_column is not None:
+            place = table.column_names.index(self.video_column)
+            type_ = table.schema.field(place).type
+            cells = table.column(place).to_pylist()
+            folders = [os.path.dirname(str((cell or {}).get("path") or "")) for cell in cells]
+            column = pa.array([self._cell(cell, type_) for cell in cells], type=type_)
+            table = table.set_column(place, table.schema.field(place), column)
+        for place, field in enumerate(table.schema):
+            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+                reason = field.name in ("influence_reason", "motion_reason")
+                texts = table.column(place).to_pylist()
+                cleaned = [_clean(text, folder, reason) for text, folder in zip(texts, folders, strict=True)]
+                if cleaned != texts:
+                    table = table.set_column(place, field, pa.array(cleaned, type=field.type))
+        return table
+
+    def _cell(self, cell: dict[str, Any] | None, type_: pa.DataType) -> dict[str, Any] | None:
+        if cell is None or (cell.get("bytes") is None and not cell.get("path")):
+            return None
+        path = cell.get("path")
+        data = cell.get("bytes")
+        if data is None:
+            try:
+                data = self._read(str(path), type_)
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+                logger.warning("%s is published without its clip: %s", last_name(str(path)), error.strerror or error)
+                return None
+        return {"bytes": data, "path": last_name(str(path)) if path else None}
+
+    def _read(self, path: str, type_: pa.DataType) -> bytes:
+        if "://" not in path:
+            return Path(path).read_bytes()
+        import pyarrow as pa
+        from datasets import Video
+
+        cell = pa.array([{"bytes": None, "path": path}], type=type_)
+        return Video().embed_storage(cell, token_per_repo_id=self.tokens)[0].as_py()["bytes"]
+
+
+def _clean(text: str | None, folder: str, reason: bool) -> str | None:
+    """A reason without any folder; another text without the folder of its row's clip."""
+    if not text or ("/" not in text and "\\" not in text):
+        return text
+    if reason:
+        return without_folders(text, folder)
+    return last_name(text) if folder not in ("", "/") and text.startswith(folder.rstrip("/") + "/") else text
+
+
+# An index -------------------------------------------------------------------------------------------------------
+
+
+def snapshot(index: GradientIndex, folder: str | Path) -> GradientIndex:
+    """Copy what `index` has read into a folder, though writers append meanwhile, and open it there.
+
+    Each shard is copied as far as it is trusted, so no torn row comes along: what lies before is never changed. The
+    copy has the digest of `index` as it is now, unless a reason names a folder of this machine, which is left out.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    header = json.loads((index.path / "index.json").read_text(encoding="utf-8"))
+    header["settings"]["provenance"] = provenance(header["settings"]["provenance"])
+    (folder / "index.json").write_text(json.dumps(header, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for shard in index._shards.values():
+        if not shard.end:
+            continue
+        with open(shard.rows_path, "rb") as source, open(folder / shard.rows_path.name, "wb") as target:
+            left = shard.end
+            while left > 0:
+                line = _some(source.readline(), shard.rows_path)
+                left -= len(line)
+                target.write(_published(line))
+        with open(shard.features_path, "rb") as source, open(folder / shard.features_path.name, "wb") as target:
+            left = shard.count * shard.record_bytes
+            while left > 0:
+                block = _some(source.read(min(left, 1 << 24)), shard.features_path)
+                left -= len(block)
+                target.write(block)
+    return GradientIndex.open(folder)
+
+
+def _some(data: bytes, path: Path) -> bytes:
+    if not data:
+        raise IndexCorruptError(f"{path} is shorter than when it was opened: open the index again")
+    return data
+
+
+def provenance(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A provenance in which a pipeline that came from a folder of this machine is its last name."""
+    recorded = dict(recorded)
+    source = recorded.get("pipeline")
+    if isinstance(source, str):
+        recorded["pipeline"] = _pipeline_name(source)
+    return recorded
+
+
+def _pipeline_name(source: str) -> str:
+    cached = re.search(r"models--([^/\\]+?)--([^/\\]+)", source)
+    if cached:  # the Hub's cache: its folder says the id
+        return f"{cached[1]}/{cached[2]}"
+    parts = source.replace("\\", "/").split("/")
+    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", source) and parts[0] not in (".", "..") and not os.path.exists(source)
+    return source if is_id else last_name(source)
+
+
+def _published(line: bytes) -> bytes:
+    if b'"provenance":' not in line and b"/" not in line and b"\\" not in line:
+        return line
+    record = json.loads(line)
+    before = canonical_json(record)
+    if "provenance" in record and "id" not in record:
+        record["provenance"] = provenance(record["provenance"])
+    elif record.get("reason"):
+        record["reason"] = without_folders(record["reason"])
+    after = canonical_json(record)
+    return line if after == before else after + b"\n"
