@@ -1,0 +1,178 @@
+"""What lies at a path or under an id of the Hub: a run, an index, a scored dataset. Its scores, without its videos."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+RESULTS = "influence.parquet"
+_TABLES = (".parquet", ".jsonl", ".csv")
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class Source(NamedTuple):
+    """What lies at a place.
+
+    Attributes:
+        kind: `run`, the output folder of `score`; `index`; `dataset`, a table or folder here; `hub`, a dataset there.
+        name: As the user wrote it.
+        scored: Where the scored rows are, as `load_clips` takes it; None where there are none.
+        index: Folder of the index; None where there is none.
+    """
+
+    kind: Literal["run", "index", "dataset", "hub"]
+    name: str
+    scored: str | None = None
+    index: Path | None = None
+
+
+def find(source: str | Path) -> Source:
+    """Look at what lies at a path, or has this id on the Hub.
+
+    Raises:
+        FileNotFoundError: Nothing is there, or nothing that this library writes or reads.
+    """
+    path, name = Path(source).expanduser(), str(source)
+    if path.is_file() and path.suffix in _TABLES:
+        return Source("dataset", name, str(path))
+    if path.is_dir():
+        if (path / "index.json").exists():
+            return Source("index", name, None, path)
+        index = path / "index" if (path / "index" / "index.json").exists() else None
+        if (path / RESULTS).exists():
+            return Source("run", name, str(path / RESULTS), index)
+        if index is not None:
+            return Source("run", name, None, index)
+        if any((path / file).exists() for file in (*_METADATA, "state.json", "dataset_dict.json")):
+            return Source("dataset", name, str(path))
+    elif not path.exists() and _HUB_ID.fullmatch(name) and not name.startswith(".") and path.suffix not in _TABLES:
+        return Source("hub", name, name)
+    raise FileNotFoundError(
+        f"{source} {'is none of these' if path.exists() else 'does not exist'}: give the output folder of `hf-motive "
+        "score`, an index, a scored table (.parquet, .jsonl, .csv), a saved dataset, a folder with metadata.jsonl, or "
+        "the id of a dataset on the Hub"
+    )
+
+
+def selection_path(output: str | Path) -> Path:
+    """Where `select` says how the rows were chosen: in a folder of theirs, or beside a file."""
+    path = Path(output)
+    return path.with_suffix(".selection.json") if path.suffix in _TABLES else path / "selection.json"
+
+
+def read_selection(source: Source) -> dict[str, Any] | None:
+    """What `select` left, or None where it left nothing."""
+    if source.kind != "dataset" or source.scored is None:
+        return None
+    path = selection_path(source.scored)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def read_scores(source: Source, split: str) -> tuple[Table, list[str]]:
+    """The columns of scores and motion, and the names of all columns. Videos are not read.
+
+    Raises:
+        ValueError: No such split.
+    """
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    assert source.scored is not None
+    path = Path(source.scored)
+    if source.kind == "hub":
+        return _hub_scores(source.name, split)
+    if path.is_dir() and not any((path / name).exists() for name in _METADATA):
+        from datasets import DatasetDict, load_from_disk
+
+        saved = load_from_disk(str(path))
+        if isinstance(saved, DatasetDict):
+            if split not in saved:
+                raise ValueError(f"{path} has no split {split!r}; it has {', '.join(saved)}: choose by --split")
+            saved = saved[split]
+        chosen = saved.select_columns(_wanted(saved.features.arrow_schema)).with_format("arrow")
+        return chosen[:], saved.column_names
+    if path.is_dir():
+        path = next(path / name for name in _METADATA if (path / name).exists())
+    if path.suffix == ".parquet":
+        schema = pq.read_schema(path)
+        return pq.read_table(path, columns=_wanted(schema)), schema.names
+    if path.suffix == ".csv":
+        table = pa.csv.read_csv(path)
+    else:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        table = pa.Table.from_pylist([json.loads(line) for line in lines if line.strip()])
+    return table.select(_wanted(table.schema)), table.column_names
+
+
+def _hub_scores(repo_id: str, split: str) -> tuple[Table, list[str]]:
+    """Of Parquet files only the bytes of these columns; a `metadata.jsonl` whole, without the clips beside it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from huggingface_hub import HfFileSystem
+
+    files = HfFileSystem()
+    with on_the_hub(repo_id):
+        there = [str(path) for path in files.find(f"datasets/{repo_id}")]
+        split_file = re.compile(rf"(.*/)?{re.escape(split)}(-[^/]*\.parquet|/metadata\.jsonl)")
+        paths = sorted(path for path in there if split_file.fullmatch(path))
+        if not paths:
+            raise FileNotFoundError(
+                f"it has no {split}-*.parquet and no {split}/metadata.jsonl: choose another split by --split, or "
+                "download it and give the folder"
+            )
+        tables, names = [], []
+        for path in paths:
+            with files.open(path) as file:
+                if path.endswith(".jsonl"):
+                    rows = pa.Table.from_pylist([json.loads(line) for line in file.read().splitlines() if line])
+                    table, names = rows.select(_wanted(rows.schema)), rows.column_names
+                else:
+                    parquet = pq.ParquetFile(file)
+                    names = parquet.schema_arrow.names
+                    table = parquet.read(columns=_wanted(parquet.schema_arrow))
+            tables.append(table)
+    return pa.concat_tables(tables, promote_options="default"), names
+
+
+def is_index_on_hub(repo_id: str) -> bool:
+    """Whether a dataset repository holds an index."""
+    from huggingface_hub import HfApi
+
+    with on_the_hub(repo_id):
+        return HfApi().file_exists(repo_id, "index.json", repo_type="dataset")
+
+
+@contextmanager
+def on_the_hub(repo_id: str) -> Iterator[None]:
+    """An id may be a path that was mistyped: what the Hub says is then only half of what to say."""
+    try:
+        yield
+    except OSError as error:
+        said = str(error) or type(error).__name__
+        raise OSError(f"{repo_id} does not exist here, and cannot be had from the Hub: {said}") from error
+
+
+def _wanted(schema: Any) -> list[str]:
+    import pyarrow.types as types
+
+    return [
+        entry.name
+        for entry in schema
+        if entry.name.startswith(("influence", "motion_", "rival_"))
+        and (
+            types.is_floating(entry.type)
+            or types.is_integer(entry.type)
+            or types.is_string(entry.type)
+            or types.is_large_string(entry.type)
+            or types.is_null(entry.type)
+        )
+    ]
