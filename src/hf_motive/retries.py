@@ -27,7 +27,7 @@ LONGEST_ASKED = 300.0
 
 #: What is worth another attempt: a commit at the same time, a moved parent, too many requests, a server's fault.
 _TRANSIENT = {408, 409, 412, 429, 500, 502, 503, 504}
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?<=Bearer )[^\s'\"]+|(?<=://)[^/\s@]+(?=@)")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}|(?<=Bearer )[^\s'\",;)]+|(?<=://)[^/\s@]+(?=@)")
 
 
 class HubError(OSError):

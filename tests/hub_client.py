@@ -1,0 +1,145 @@
+"""A process that pushes and loads with the real clients: requests in, replies out, one JSON object a line.
+
+`Client` starts it with a fresh HF_HOME; `python -m tests.hub_client` is what it starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+class Client:
+    """The process, for the tests. `output`: all that it wrote: replies, logs and tracebacks."""
+
+    def __init__(self, environment: dict[str, str], log: Path):
+        self.log, self.replies = log, ""
+        self._stderr = log.open("w")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.hub_client"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            env=environment,
+            cwd=Path(__file__).parent.parent,
+        )
+
+    def __call__(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Do one thing: {"value", "waited"}, or {"error", "type", "status", "chain", "traceback", "waited"}."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"do": do, "arguments": arguments}) + "\n")
+        self._process.stdin.flush()
+        reply = self._process.stdout.readline()
+        assert reply, f"the client has ended:\n{self.output[-4000:]}"
+        self.replies += reply
+        return json.loads(reply)
+
+    def value(self, do: str, **arguments: Any) -> Any:
+        """Do one thing that must succeed."""
+        reply = self(do, **arguments)
+        assert "error" not in reply, f"{reply['error']}\n{reply['traceback']}"
+        return reply["value"]
+
+    @property
+    def output(self) -> str:
+        return self.replies + self.log.read_text()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=20)
+        self._process.stdout.close()
+        self._stderr.close()
+
+
+def push_dataset(folder: str, repo_id: str, index: str | None = None, stream: int = 0, **options: Any) -> str:
+    from datasets import load_from_disk
+
+    from hf_motive.hub import push_dataset
+    from hf_motive.index import GradientIndex
+
+    dataset = load_from_disk(folder)
+    opened = None if index is None else GradientIndex.open(index)
+    return push_dataset(dataset.to_iterable_dataset(stream) if stream else dataset, repo_id, index=opened, **options)
+
+
+def push_index(folder: str, repo_id: str, **options: Any) -> str:
+    from hf_motive.hub import push_index
+    from hf_motive.index import GradientIndex
+
+    return push_index(GradientIndex.open(folder), repo_id, **options)
+
+
+def load_index(repo_id: str, **options: Any) -> dict[str, Any]:
+    from hf_motive.hub import load_index
+
+    index = load_index(repo_id, **options)
+    return {"digest": index.digest(), "rows": len(index), "provenances": index.provenances}
+
+
+def load(repo_id: str, streaming: bool = False, split: str = "train") -> dict[str, Any]:
+    """A dataset by its id: its features, and its rows with the clip as name and digest."""
+    from datasets import Video, load_dataset
+
+    dataset = load_dataset(repo_id, split=split, streaming=streaming)
+    features = dataset.features
+    rows = []
+    for row in dataset.cast_column("video", Video(decode=False)):
+        video = row["video"]
+        if video is not None:
+            data = video["bytes"] if video["bytes"] is not None else _read(video["path"])
+            row["video"] = [os.path.basename(video["path"]), hashlib.sha256(data).hexdigest()]
+        rows.append(row)
+    return {"features": repr(dict(features)), "rows": rows}
+
+
+def _read(path: str) -> bytes:
+    from datasets.utils.file_utils import xopen
+
+    with xopen(path, "rb") as file:
+        return file.read()
+
+
+def main() -> None:
+    import logging
+    import time
+    import traceback
+
+    logging.basicConfig(level=logging.DEBUG)
+    waited: list[float] = []
+    sleep = time.sleep
+
+    def brief(seconds: float) -> None:
+        waited.append(seconds)
+        sleep(min(seconds, 0.02))
+
+    time.sleep = brief
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is output, not a reply
+    for line in sys.stdin:
+        request = json.loads(line)
+        waited.clear()
+        try:
+            reply: dict[str, Any] = {"value": globals()[request["do"]](**request["arguments"])}
+        except Exception as error:
+            reply = {
+                "error": str(error),
+                "type": type(error).__name__,
+                "status": getattr(error, "status", None),
+                "chain": repr(error.__cause__ or error.__context__),
+                "traceback": traceback.format_exc(),
+            }
+        # Half a second and more: others are the clients' own threads that poll.
+        reply["waited"] = [seconds for seconds in waited if seconds >= 0.5]
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+
+if __name__ == "__main__":
+    main()
