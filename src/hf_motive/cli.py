@@ -1,7 +1,7 @@
 """`hf-motive score | select | push | inspect`: the library for those who do not want to write Python.
 
 Here stands how a command line becomes arguments and an error becomes a sentence. What the commands do is in
-`scoring.py`, `publishing.py` and `inspection.py`; each is imported when its command is called.
+`scoring.py`, `choosing.py`, `publishing.py` and `inspection.py`; each is imported when its command is called.
 """
 
 from __future__ import annotations
@@ -151,8 +151,8 @@ def score(
 
 
 def select(arguments: Sequence[str]) -> None:
-    from .publishing import SelectArguments
-    from .publishing import select as run
+    from .choosing import SelectArguments
+    from .choosing import select as run
 
     usage = "hf-motive select SOURCE --output FOLDER [options]"
     run(*parse(SelectArguments, arguments, ("source",), prog="hf-motive select", usage=usage, description=SELECT))

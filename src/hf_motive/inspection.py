@@ -10,9 +10,9 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -152,7 +152,8 @@ class Comparison:
 # How it is found ------------------------------------------------------------------------------------------------
 
 
-class Subject(NamedTuple):
+@dataclass(frozen=True)
+class Subject:
     """One of the things to inspect, opened once."""
 
     source: Source
@@ -175,7 +176,7 @@ def open_subject(source: str | Path, split: str = "train") -> Subject:
     if found.kind == "hub" and is_index_on_hub(found.name):
         from .hub import load_index
 
-        found = found._replace(kind="index", scored=None)
+        found = replace(found, kind="index", scored=None)
         return Subject(found, load_index(found.name), None, [])
     index = None if found.index is None else GradientIndex.open(found.index)
     if found.scored is None:
@@ -234,16 +235,16 @@ def compare(one: Subject, other: Subject) -> Comparison:
         except IndexMismatchError as error:
             differences |= error.differences
     else:
-        mine, theirs = _settings(one), _settings(other)
-        known = bool(mine and theirs)
-        if known and (mine != theirs or len(mine) > 1):
-            differences["settings"] = (", ".join(mine), ", ".join(theirs))
+        made, also = _settings(one), _settings(other)
+        known = bool(made and also)
+        if known and (made != also or len(made) > 1):
+            differences["settings"] = (", ".join(made), ", ".join(also))
     both_scored = one.table is not None and other.table is not None
     if both_scored:
-        mine, theirs = (_different(_column(subject, "influence_queries")) for subject in (one, other))
-        known = known and bool(mine and theirs)
-        if mine and theirs and (mine != theirs or len(mine) > 1):
-            differences["queries"] = (", ".join(mine), ", ".join(theirs))
+        asked, also = (_different(_column(subject, "influence_queries")) for subject in (one, other))
+        known = known and bool(asked and also)
+        if asked and also and (asked != also or len(asked) > 1):
+            differences["queries"] = (", ".join(asked), ", ".join(also))
     comparable = False if differences else True if known else None
     if comparable:
         verdict = "comparable: the same settings" + " and the same queries" * both_scored
@@ -253,14 +254,14 @@ def compare(one: Subject, other: Subject) -> Comparison:
         verdict = "not comparable as they stand: the same settings, but influence on different queries"
     else:
         verdict = "not comparable: the features were computed differently"
-    ids = [_ids(subject) for subject in (one, other)]
-    if ids[0] is None or ids[1] is None:
+    mine, theirs = _ranks(one), _ranks(other)
+    if mine is None or theirs is None:
         return Comparison(comparable, verdict, differences)
-    shared = ids[0].keys() & ids[1].keys()
+    shared = mine.keys() & theirs.keys()
     if not both_scored:
         return Comparison(comparable, verdict, differences, len(shared))
-    ranked = sorted(i for i in shared if ids[0][i] is not None and ids[1][i] is not None)
-    places = [np.argsort(np.argsort([side[i] for i in ranked], kind="stable"), kind="stable") for side in ids]
+    ranked = sorted(identity for identity in shared if mine[identity] >= 0 and theirs[identity] >= 0)
+    first, second = (_places([ranks[identity] for identity in ranked]) for ranks in (mine, theirs))
     top = math.ceil(len(ranked) / 10)
     return Comparison(
         comparable,
@@ -268,9 +269,9 @@ def compare(one: Subject, other: Subject) -> Comparison:
         differences,
         len(shared),
         both_ranked=len(ranked),
-        spearman=float(np.corrcoef(*places)[0, 1]) if len(ranked) > 1 else None,
+        spearman=float(np.corrcoef(first, second)[0, 1]) if len(ranked) > 1 else None,
         top=top,
-        top_shared=int(((places[0] < top) & (places[1] < top)).sum()),
+        top_shared=int(((first < top) & (second < top)).sum()),
     )
 
 
@@ -334,20 +335,24 @@ def _settings(subject: Subject) -> list[str]:
     return [settings_digest(subject.index)]
 
 
-def _ids(subject: Subject) -> dict[str, float | None] | None:
-    """Id -> rank, None where it has none. Of several rows with one id, the one that is ranked."""
+def _ranks(subject: Subject) -> dict[str, float] | None:
+    """Id -> rank, NaN where it has none. Of several rows with one id, the one that is ranked."""
     if subject.table is None:
         assert subject.index is not None
-        return dict.fromkeys(subject.index.ids())
+        return dict.fromkeys(subject.index.ids(), math.nan)
     ids, ranks = _column(subject, "influence_id"), _column(subject, "influence_rank")
     if ids is None or ranks is None:
         return None
-    found: dict[str, float | None] = {}
+    found: dict[str, float] = {}
     for identity, rank in zip(ids, ranks, strict=True):
-        ranked = rank is not None and not math.isnan(rank)
-        if ranked or identity not in found:
-            found[identity] = rank if ranked else None
+        if math.isnan(found.get(identity, math.nan)):
+            found[identity] = math.nan if rank is None else rank
     return found
+
+
+def _places(ranks: Sequence[float]) -> np.ndarray:
+    """Ranks among these alone: 0, 1, 2, ..."""
+    return np.argsort(np.argsort(np.asarray(ranks), kind="stable"), kind="stable").astype(np.float64)
 
 
 def _different(values: Sequence[Any] | None) -> list[str]:
@@ -405,5 +410,5 @@ def inspect(arguments: InspectArguments) -> int:
         for description in descriptions:
             print_description(description, settings=comparison is None)
         if comparison:
-            print_comparison(comparison, *names)
+            print_comparison(comparison, names[0], names[1])
     return 0 if comparison is None or comparison.comparable else 3

@@ -39,10 +39,10 @@ def print_comparison(found: Comparison, source: str, other: str, console: Consol
     else:
         console.print(f"  {found.shared} clips are in both, by id")
     if found.spearman is not None:
-        expected = found.top / found.both_ranked
+        same, chance = found.top_shared / found.top, found.top / found.both_ranked
         console.print(
-            f"  {found.both_ranked} are ranked in both: Spearman {found.spearman:+.3f}; of the top tenth, {found.top}, "
-            f"{found.top_shared / found.top:.0%} is the same (by chance {expected:.0%})"
+            f"  {found.both_ranked} are ranked in both: Spearman {found.spearman:+.3f}; of the top {found.top} "
+            f"{same:.0%} is the same (by chance {chance:.0%})"
         )
 
 

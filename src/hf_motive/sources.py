@@ -6,19 +6,23 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
     from pyarrow import Table
 
 RESULTS = "influence.parquet"
+COLUMN_HELP = "None: what the run was told, or {!r}."
 _TABLES = (".parquet", ".jsonl", ".csv")
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-class Source(NamedTuple):
+@dataclass(frozen=True)
+class Source:
     """What lies at a place.
 
     Attributes:
@@ -74,6 +78,79 @@ def read_selection(source: Source) -> dict[str, Any] | None:
         return None
     path = selection_path(source.scored)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def selected_from(source: Source, selection: dict[str, Any]) -> str:
+    """What a selection was taken from: its path, which is kept relative to the selection, or its id on the Hub."""
+    assert source.scored is not None
+    path = selection_path(source.scored).parent / selection["source"]
+    return str(path) if path.exists() else selection["source"]
+
+
+def job_of(source: Source) -> dict[str, Any]:
+    """The options that a run was told; of an index those of its run. Empty where nothing says."""
+    from .scoring import JOB
+
+    if source.kind not in ("run", "index"):
+        return {}
+    folder = Path(source.name).expanduser()
+    path = (folder.resolve().parent if source.kind == "index" else folder) / JOB
+    return json.loads(path.read_text(encoding="utf-8"))["arguments"] if path.exists() else {}
+
+
+def columns_of(source: Source, video_column: str | None = None, caption_column: str | None = None) -> dict[str, Any]:
+    """`video_column` and `caption_column`: as given here, as run or selection say, or `video` and `caption`."""
+    known = job_of(source) | (read_selection(source) or {})
+    if source.scored is not None and (Path(source.scored) / "metadata.jsonl").exists():
+        known.pop("video_column", None)  # there it is called `video`, whatever it was
+    told = {"video_column": video_column, "caption_column": caption_column}
+    return {name: told[name] or known.get(name) or name.removesuffix("_column") for name in told}
+
+
+def published_name(corpus: str | None) -> str | None:
+    """An id of the Hub as it is; of a folder or file of this machine its own name."""
+    if corpus is None:
+        return None
+    path = Path(corpus).expanduser()
+    return path.resolve().name if path.exists() or path.is_absolute() or corpus.startswith(".") else corpus
+
+
+def load_scored(source: Source, split: str, columns: dict[str, Any]) -> Dataset | IterableDataset:
+    """The scored rows with their videos, undecoded.
+
+    Raises:
+        ValueError: It has not been scored.
+        FileNotFoundError: A run that has not ended.
+    """
+    from .corpus import load_clips
+    from .scoring import JOB, load_run
+
+    if source.kind == "index":
+        raise ValueError(f"{source.name} is an index: it has features, and no scores yet. Give its run's folder")
+    dataset: Any
+    if source.kind == "run" and (Path(source.name).expanduser() / JOB).exists():
+        dataset = load_run(Path(source.name).expanduser())
+    elif source.scored is None:
+        raise FileNotFoundError(f"{source.name} holds no scores yet: run the same `hf-motive score` again, to its end")
+    elif source.kind == "hub":
+        with on_the_hub(source.name):
+            dataset = load_clips(source.scored, split=split, **columns)
+    else:
+        dataset = load_clips(source.scored, split=split, **columns)
+    names = dataset.column_names or []
+    if "influence_rank" not in names:
+        raise ValueError(
+            f"{source.name} has no influence columns: score it first (`hf-motive score`). Its columns are "
+            f"{', '.join(names)}"
+        )
+    if (
+        source.kind == "dataset"
+        and source.scored is not None
+        and Path(source.scored).is_dir()
+        and "file_name" in names
+    ):
+        dataset = dataset.remove_columns("file_name")  # the place in that folder, which the video column says
+    return dataset
 
 
 def read_scores(source: Source, split: str) -> tuple[Table, list[str]]:

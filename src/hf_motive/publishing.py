@@ -1,0 +1,132 @@
+"""A run, a selection or an index to the Hub: `hf-motive push`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .sources import (
+    COLUMN_HELP,
+    Source,
+    columns_of,
+    find,
+    job_of,
+    load_scored,
+    published_name,
+    read_selection,
+    selected_from,
+)
+
+
+@dataclass
+class PushArguments:
+    """What to publish, as what, and who may see it."""
+
+    source: str = field(
+        metadata={"help": "The output folder of `hf-motive score`, what `hf-motive select` wrote, or an index."}
+    )
+    repo_id: str = field(metadata={"help": "namespace/name of the dataset repository; it is made if need be."})
+    index: bool = field(default=False, metadata={"help": "Of a run: its index too, as REPO_ID-index."})
+    public: bool = field(default=False, metadata={"help": "Everybody may see it. Without: private."})
+    video: Literal["embedded", "referenced"] = field(
+        default="embedded",
+        metadata={"help": "'embedded': the clips in Parquet files. 'referenced': files beside a metadata.jsonl."},
+    )
+    corpus: str | None = field(
+        default=None, metadata={"help": "What was scored, for the card. None: what the run says, without its folders."}
+    )
+    revision: str | None = field(default=None, metadata={"help": "Revision of the corpus, for the card."})
+    license: str | None = field(default=None, metadata={"help": "As the Hub names it, e.g. cc-by-4.0, for the card."})
+    selection: str | None = field(
+        default=None,
+        metadata={"help": "A sentence on how the rows were chosen, for the card. None: what select left."},
+    )
+    split: str = field(default="train", metadata={"help": "Split of a source that has several."})
+    video_column: str | None = field(
+        default=None, metadata={"help": f"Column of the video. {COLUMN_HELP.format('video')}", "metavar": "COLUMN"}
+    )
+    caption_column: str | None = field(
+        default=None, metadata={"help": f"Column of the caption. {COLUMN_HELP.format('caption')}", "metavar": "COLUMN"}
+    )
+
+
+def push(arguments: PushArguments) -> list[str]:
+    """Push what the source is and print where it lies. Returns the URLs.
+
+    Raises:
+        HubError: The Hub refused or could not be reached. What is here is as it was.
+        ValueError: The source cannot be pushed so.
+    """
+    from .hub import push_dataset, push_index
+    from .index import GradientIndex
+
+    source = find(arguments.source)
+    if source.kind == "hub":
+        raise FileNotFoundError(
+            f"{arguments.source} does not exist: push publishes a run, a selection or an index of this machine"
+        )
+    if arguments.index and source.index is None:
+        raise ValueError(f"{arguments.source} has no index to push: --index is for the folder of a run")
+    said = read_selection(source) or {}
+    corpus = arguments.corpus or published_name(said.get("corpus") or job_of(source).get("corpus"))
+    common: dict[str, Any] = {
+        "corpus": corpus,
+        "revision": arguments.revision,
+        "license": arguments.license,
+        "private": not arguments.public,
+    }
+    index = None if source.index is None else GradientIndex.open(source.index)
+    seen = "public" if arguments.public else "private"
+    urls = []
+    if source.kind == "index":
+        assert index is not None
+        print(f"{arguments.source} is an index of {len(index)} clips; pushing it, {seen}, to {arguments.repo_id}")
+        urls.append(push_index(index, arguments.repo_id, **common))
+    else:
+        columns = columns_of(source, arguments.video_column, arguments.caption_column)
+        dataset = load_scored(source, arguments.split, columns)
+        selection, whole = arguments.selection or said.get("selection"), None
+        if said:
+            whole, index = _whole(source, said, arguments.split)
+        what = "a selection" if selection else "a run" if source.kind == "run" else "a scored dataset"
+        rows = f" of {len(dataset)} clips" if hasattr(dataset, "select") else ", a stream"
+        print(f"{arguments.source} is {what}{rows}; pushing it, {seen}, to {arguments.repo_id}")
+        if selection:
+            print(f"How they were chosen: {selection}")
+        urls.append(
+            push_dataset(
+                dataset,
+                arguments.repo_id,
+                index=index,
+                whole=whole,
+                selection=selection,
+                video=arguments.video,
+                **common,
+                **columns,
+            )
+        )
+        if arguments.index:
+            assert index is not None
+            print(f"and its index of {len(index)} clips to {arguments.repo_id}-index")
+            urls.append(push_index(index, f"{arguments.repo_id}-index", **common))
+    for url in urls:
+        print(url)
+    return urls
+
+
+def _whole(source: Source, said: dict[str, Any], split: str) -> tuple[Any, Any]:
+    """The corpus that was selected from and its index, where they still are."""
+    from datasets import Dataset
+
+    from .index import GradientIndex
+
+    try:
+        origin = find(selected_from(source, said))
+        while earlier := read_selection(origin):  # a selection of a selection
+            origin = find(selected_from(origin, earlier))
+        whole = load_scored(origin, split, columns_of(origin))
+    except (OSError, ValueError) as error:
+        print(f"The card will not show the whole corpus: {error}")
+        return None, None
+    index = None if origin.index is None else GradientIndex.open(origin.index)
+    return whole if isinstance(whole, Dataset) else None, index
