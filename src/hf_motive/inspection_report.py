@@ -74,13 +74,10 @@ def _index(console: Console, found: IndexDescription, what: str, settings: bool)
         _line(console, "motion", f"pixels a frame: {_spread(found.motion, '.2f')}")
     _line(console, "digest", found.digest)
     for shard in found.shards:
-        state = " being written now" if shard.being_written else " complete" if not shard.torn else ""
-        if shard.torn:
-            torn = (
-                "of a row that is being written" if shard.being_written else "torn off by a crash: a run cuts them off"
-            )
-            state += f" {shard.torn} bytes {torn}"
-        _line(console, f"shard {shard.name}", f"{shard.rows} lines,{state}")
+        said = [f"{shard.rows} lines", "being written" if shard.being_written else "no writer"]
+        if shard.torn and not shard.being_written:
+            said.append(f"{shard.torn} bytes behind the last are torn, by a crash: the next run cuts them off")
+        _line(console, f"shard {shard.name}", ", ".join(said))
     _line(console, "settings", f"{found.settings_digest}: features of the same may be compared")
     for name, value in _flat(found.settings if settings else {}):
         console.print(f"      {name}: {value}")

@@ -80,8 +80,12 @@ def push(arguments: PushArguments) -> list[str]:
     urls = []
     if source.kind == "index":
         assert index is not None
-        print(f"{arguments.source} is an index of {len(index)} clips; pushing it, {seen}, to {arguments.repo_id}")
+        print(
+            f"{arguments.source} is an index of {len(index)} clips; pushing it, {seen}, to {arguments.repo_id}",
+            flush=True,
+        )
         urls.append(push_index(index, arguments.repo_id, **common))
+        print(urls[-1])
     else:
         columns = columns_of(source, arguments.video_column, arguments.caption_column)
         dataset = load_scored(source, arguments.split, columns)
@@ -90,7 +94,7 @@ def push(arguments: PushArguments) -> list[str]:
             whole, index = _whole(source, said, arguments.split)
         what = "a selection" if selection else "a run" if source.kind == "run" else "a scored dataset"
         rows = f" of {len(dataset)} clips" if hasattr(dataset, "select") else ", a stream"
-        print(f"{arguments.source} is {what}{rows}; pushing it, {seen}, to {arguments.repo_id}")
+        print(f"{arguments.source} is {what}{rows}; pushing it, {seen}, to {arguments.repo_id}", flush=True)
         if selection:
             print(f"How they were chosen: {selection}")
         urls.append(
@@ -105,12 +109,12 @@ def push(arguments: PushArguments) -> list[str]:
                 **columns,
             )
         )
+        print(urls[-1])
         if arguments.index:
             assert index is not None
             print(f"and its index of {len(index)} clips to {arguments.repo_id}-index")
             urls.append(push_index(index, f"{arguments.repo_id}-index", **common))
-    for url in urls:
-        print(url)
+            print(urls[-1])
     return urls
 
 
