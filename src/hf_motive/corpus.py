@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from .errors import ClipError
-from .video import content_id
+from .video import content_id, file_name
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -62,7 +62,7 @@ class RowId:
 def clip_name(video: Any, row: int | str) -> str:
     """What a person calls a clip: the name of its file, or its row where it has none."""
     path = video.get("path") if isinstance(video, Mapping) else video if isinstance(video, str) else None
-    return Path(path).name if path else f"row {row}"
+    return file_name(path) if path else f"row {row}"
 
 
 def load_clips(

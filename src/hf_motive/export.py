@@ -192,7 +192,7 @@ def _write_clip(video: Any, folder: Path, number: int) -> Path:
     stem, suffix = _stem_and_suffix(name if _has_path(video) else "")
     stem = f"{number:08d}-{stem}" if stem else f"{number:08d}"
     if file is None:
-        frames = load_clip(_array(video))
+        frames = load_clip(video)
         fps = getattr(getattr(video, "metadata", None), "average_fps", None)
         save_clip(folder / f"{stem}.mp4", frames, fps or 16.0)
         return folder / f"{stem}.mp4"
@@ -236,14 +236,6 @@ def _stem_and_suffix(path: str) -> tuple[str, str]:
     stem, suffix = os.path.splitext(path.replace("\\", "/").rsplit("/", 1)[-1])
     stem = _SPLIT_WORDS.sub("", re.sub(r"[^A-Za-z0-9_]+", "-", stem))
     return re.sub(r"[-_]{2,}", "-", stem)[:48].strip("-_"), suffix.lower() if suffix.lower() in _SUFFIXES else ""
-
-
-def _array(video: Any) -> Any:
-    """Frames as lists of numbers, which `datasets` makes of arrays, to an array again."""
-    if isinstance(video, list) and video and isinstance(video[0], list):
-        array = np.asarray(video)
-        return array.astype(np.uint8) if np.issubdtype(array.dtype, np.integer) else array
-    return video
 
 
 # Metadata -------------------------------------------------------------------------------------------------------

@@ -246,6 +246,8 @@ def _frames(video: Any, name: str, fps: float) -> Iterator[_Frame]:
 
 def _file(video: Any) -> str | bytes | None:
     """The path or the bytes of an encoded clip; None if `video` is not one."""
+    if video is None:
+        raise ClipError("unreadable", "the row has no video")
     if isinstance(video, Mapping) and ("bytes" in video or "path" in video):
         video = video.get("bytes") if video.get("bytes") is not None else video.get("path")
         if video is None:
@@ -257,14 +259,21 @@ def _file(video: Any) -> str | bytes | None:
     return None
 
 
+def file_name(path: str | os.PathLike[str]) -> str:
+    """The file's own name of a path or URL, which says nothing of the folders of this machine."""
+    path = os.fspath(path).split("::")[0]
+    path = path.split("?")[0] if "://" in path else path
+    return path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+
+
 def _name(video: Any) -> str:
-    """How messages call the clip."""
+    """How messages call the clip: they are recorded, and published with the scores."""
     if isinstance(video, Mapping):
         if video.get("path"):
-            return str(video["path"])
+            return file_name(video["path"])
         video = video.get("bytes") or b""
     if isinstance(video, (str, os.PathLike)):
-        return os.fspath(video)
+        return file_name(video)
     if isinstance(video, (bytes, bytearray, memoryview)):
         return f"a clip of {len(video):,} bytes"
     return f"a clip given as {type(video).__name__}"
@@ -286,7 +295,7 @@ def _open(file: str | bytes, name: str) -> AbstractContextManager[Any]:
     else:
         path = Path(file)
         if not path.exists():
-            raise ClipError("unreadable", f"{name} does not exist: paths are relative to {Path.cwd()}")
+            raise ClipError("unreadable", f"{name} is not there: a path is relative to where the program was started")
         if not path.is_file():
             raise ClipError("unreadable", f"{name} is not a file")
         try:
@@ -386,6 +395,12 @@ def _sequence(video: Any) -> Sequence[Any] | np.ndarray | Tensor:
             )
         return video
     if isinstance(video, (list, tuple)):
+        if video and isinstance(video[0], list):  # what `datasets` makes of arrays
+            try:
+                array = np.asarray(video)
+            except ValueError:
+                raise ClipError("unreadable", "the frames, as lists of numbers, differ in size") from None
+            return _sequence(array.astype(np.uint8) if array.dtype == np.int64 else array)
         return video
     raise TypeError(
         f"cannot read a clip from {type(video).__name__}: pass a path, bytes, {{'path', 'bytes'}}, a torchcodec "
