@@ -49,8 +49,9 @@ def write_videofolder(
     That is also what finetrainers reads; diffusion-pipe, musubi-tuner and ai-toolkit read its folder `clips`, where
     `caption_files` puts the captions.
 
-    `clips/00000000-<name>.mp4` are the clips, numbered by their row, so that they sort as the dataset does, which is
-    best first for a selection. `metadata.jsonl` has an object a line: `file_name`, the caption, and the other columns.
+    `clips/00000000-<name>.mp4` are the clips, numbered by their row, so that they sort as the dataset does: best
+    first, if it is `selection.best` of a dataset on disk. `metadata.jsonl` has an object a line: `file_name`, the
+    caption, and the other columns.
 
     A clip that is a file, at a path, at a URL or as bytes, is copied byte for byte, so that `content_id` stays what it
     was; frames, arrays and decoders are encoded as mp4. A clip that cannot be read, or of which not even the first
