@@ -194,15 +194,16 @@ def test_negative_influence_is_seen(folder):
 # Two ------------------------------------------------------------------------------------------------------------
 
 
-def test_comparable_runs_and_how_far_they_agree(folder):
-    found = compared(folder / "a", folder / "b")
-    assert found.comparable and not found.differences and found.shared == 30
-    frames = [Dataset.from_parquet(str(folder / name / "influence.parquet")).to_pandas() for name in "ab"]
+@pytest.mark.parametrize(("other", "shared", "ranked"), [("b", 30, 27), ("asked", 60, 54)])
+def test_how_far_two_agree(folder, other, shared, ranked):
+    found = compared(folder / "a", folder / other)
+    assert found.comparable == (other == "b") and found.shared == shared
+    frames = [Dataset.from_parquet(str(folder / name / "influence.parquet")).to_pandas() for name in ("a", other)]
     ranks = [frame.dropna(subset="influence_rank").set_index("influence_id")["influence_rank"] for frame in frames]
     both = sorted(set(ranks[0].index) & set(ranks[1].index))
-    assert found.both_ranked == len(both) == 27 and found.top == 3
+    assert found.both_ranked == len(both) == ranked and found.top == math.ceil(ranked / 10)
     assert found.spearman == pytest.approx(spearmanr(ranks[0][both], ranks[1][both]).statistic)
-    top = [set(rank[both].sort_values().index[:3]) for rank in ranks]
+    top = [set(rank[both].sort_values().index[: found.top]) for rank in ranks]
     assert found.top_shared == len(top[0] & top[1])
 
 

@@ -19,6 +19,7 @@ from .sources import (
     load_scored,
     published_name,
     read_selection,
+    selected_from,
     selection_path,
 )
 
@@ -120,13 +121,15 @@ def select(arguments: SelectArguments) -> Path:
     if source.kind == "run" and source.scored is not None and not hasattr(scored, "select"):
         table = datasets.Dataset.from_parquet(source.scored)  # the stream's scores, without reading its clips
     kept, numbers = choose(scored, arguments, table)
+    earlier, origin = read_selection(source) or {}, arguments.source
+    if earlier and Path(origin).expanduser().resolve() == Path(arguments.output).expanduser().resolve():
+        origin = selected_from(source, earlier)  # in place of itself
     output = _write(kept, arguments, columns)
-    earlier = read_selection(source) or {}
     if earlier:
         numbers["selection"] = f"{numbers['selection']} These were chosen before: {earlier['selection']}"
     selection = {
         "selection": numbers["selection"],
-        "source": _relative(arguments.source, selection_path(output).parent),
+        "source": _relative(origin, selection_path(output).parent),
         "corpus": source.name if source.kind == "hub" else earlier.get("corpus") or _corpus(source),
         **{name: numbers[name] for name in ("by", "rows", "scored", "kept", "cut_off")},
         **columns,
@@ -136,7 +139,7 @@ def select(arguments: SelectArguments) -> Path:
     print(f"{numbers['kept']} of {numbers['rows']} rows kept in {arguments.output}. {numbers['selection']}")
     print(f"Cut-off: {numbers['cut_off_text']}")
     if numbers["unscored"]:
-        print(f"Without a score, and never taken: {numbers['rows'] - numbers['scored']} rows")
+        print(f"Without a score, and never taken: {numbers['rows'] - numbers['scored']} of {numbers['rows']} rows")
         for status, (count, reason) in numbers["unscored"].items():
             print(f"  {count} {status}" + (f": e.g. {reason}" if reason else ""))
     return output
