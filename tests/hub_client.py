@@ -58,15 +58,31 @@ class Client:
         self._stderr.close()
 
 
-def push_dataset(folder: str, repo_id: str, index: str | None = None, stream: int = 0, **options: Any) -> str:
-    from datasets import load_from_disk
+def push_dataset(
+    folder: str, repo_id: str, index: str | None = None, whole: str | None = None, stream: int = 0, **options: Any
+) -> str:
+    from datasets import Dataset
 
     from hf_motive.hub import push_dataset
     from hf_motive.index import GradientIndex
 
-    dataset = load_from_disk(folder)
-    opened = None if index is None else GradientIndex.open(index)
-    return push_dataset(dataset.to_iterable_dataset(stream) if stream else dataset, repo_id, index=opened, **options)
+    dataset = Dataset.from_parquet(folder)
+    return push_dataset(
+        dataset.to_iterable_dataset(stream) if stream else dataset,
+        repo_id,
+        index=None if index is None else GradientIndex.open(index),
+        whole=None if whole is None else Dataset.from_parquet(whole),
+        **options,
+    )
+
+
+def push_stream(source: str, repo_id: str, **options: Any) -> str:
+    """From one repository to another."""
+    from datasets import load_dataset
+
+    from hf_motive.hub import push_dataset
+
+    return push_dataset(load_dataset(source, split="train", streaming=True), repo_id, **options)
 
 
 def push_index(folder: str, repo_id: str, **options: Any) -> str:
@@ -90,6 +106,8 @@ def load(repo_id: str, streaming: bool = False, split: str = "train") -> dict[st
     dataset = load_dataset(repo_id, split=split, streaming=streaming)
     features = dataset.features
     rows = []
+    if streaming:
+        dataset = dataset.decode(False)
     for row in dataset.cast_column("video", Video(decode=False)):
         video = row["video"]
         if video is not None:
@@ -111,7 +129,9 @@ def main() -> None:
     import time
     import traceback
 
-    logging.basicConfig(level=logging.DEBUG)
+    logging.basicConfig(level=logging.INFO)
+    for name in ("hf_motive", "huggingface_hub", "datasets"):
+        logging.getLogger(name).setLevel(logging.DEBUG)
     waited: list[float] = []
     sleep = time.sleep
 

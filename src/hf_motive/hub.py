@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .index import GradientIndex
-from .published import SHARD_BYTES, embedded, provenance, snapshot
+from .published import SHARD_BYTES, embedded, provenance, snapshot, undecoded
 from .repository import Repository
 from .retries import HubError
 
@@ -60,7 +60,8 @@ def push_dataset(
             `motion_mask` are left out, NaN is null.
         video_column: Column of the clip.
         caption_column: Column of the caption.
-        shard_bytes: About how many bytes a parquet file gets. After a lost connection one file is sent again.
+        shard_bytes: About how many bytes a parquet file gets. One file at a time is in memory, and is sent again
+            after a lost connection. A stream keeps its shards instead.
         token: In place of HF_TOKEN and of what `hf auth login` stored.
 
     Returns:
@@ -214,7 +215,11 @@ def _push_folder(repo: Repository, dataset: Any, split: str, video_column: str, 
     _point_to(card.data, split, f"{split}/**")
     with tempfile.TemporaryDirectory(prefix="hf_motive-") as folder:
         write_videofolder(
-            dataset, Path(folder) / split, video_column=video_column, caption_column=caption_column, progress=False
+            undecoded(dataset),
+            Path(folder) / split,
+            video_column=video_column,
+            caption_column=caption_column,
+            progress=False,
         )
         (Path(folder) / "README.md").write_text(str(card), encoding="utf-8")
         repo.persist(

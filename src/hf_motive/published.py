@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Bytes of a parquet file, about: what is sent again at most when a connection is lost.
-SHARD_BYTES = 500 * 2**20
+#: Bytes of a parquet file, about: what is in memory at a time, and sent again at most when a connection is lost.
+SHARD_BYTES = 256 * 2**20
 # An absolute path with at least one folder, on either kind of system, at the start or after a space, quote or bracket.
 _ABSOLUTE = re.compile(r"(?<![^\s'\"(\[=:,])(?:[A-Za-z]:[\\/]|/|~/)(?:[^\s'\"/\\]+[\\/])*([^\s'\"/\\]*)")
 
@@ -45,7 +45,8 @@ def without_folders(text: str, folder: str = "") -> str:
 def embedded(dataset: Dataset | IterableDataset, video_column: str, shard_bytes: int = SHARD_BYTES) -> IterableDataset:
     """The rows as they are published: the clip as bytes with its file's name. Nothing is written to the disk.
 
-    A clip that is not there becomes null, so that its row keeps its status and its reason.
+    A clip that is not there becomes null, so that its row keeps its status and its reason. A dataset is cut into files
+    of about `shard_bytes`; a stream keeps its shards, of which one at a time is in memory when it is pushed.
     """
     from datasets import Dataset, Value, Video
 
@@ -53,17 +54,27 @@ def embedded(dataset: Dataset | IterableDataset, video_column: str, shard_bytes:
         dataset = dataset.with_format(None)
     elif dataset.features is None:
         dataset = dataset._resolve_features()
-    feature = dataset.features[video_column]
+    features = dataset.features
+    feature = features[video_column]
+    dataset = undecoded(dataset)
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
         dataset = dataset.cast_column(video_column, Video(decode=False))
+        features = dataset.features
     if isinstance(dataset, Dataset):
         shards = min(len(dataset), 1 + int(_bytes(dataset, video_column) / shard_bytes))
         stream = dataset.to_iterable_dataset(num_shards=max(1, shards))
     else:
         stream = dataset
     tokens = getattr(dataset, "_token_per_repo_id", None)
-    publish = _Publish(video_column if isinstance(dataset.features[video_column], Video) else None, tokens)
-    return stream.with_format("arrow").map(publish, batched=True, batch_size=16, features=dataset.features)
+    publish = _Publish(video_column if isinstance(features[video_column], Video) else None, tokens)
+    return stream.with_format("arrow").map(publish, batched=True, batch_size=16, features=features)
+
+
+def undecoded(dataset: Any) -> Any:
+    """A stream that was loaded to be decoded without the step that does it, which no cast takes away."""
+    from datasets import Dataset
+
+    return dataset if isinstance(dataset, Dataset) or dataset.features is None else dataset.decode(False)
 
 
 def _bytes(dataset: Dataset, video_column: str) -> float:
@@ -90,15 +101,16 @@ class _Publish:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         import pyarrow as pa
+        from datasets import Video
 
         folders = [""] * len(table)
         if self.video_column is not None:
             place = table.column_names.index(self.video_column)
-            type_ = table.schema.field(place).type
             cells = table.column(place).to_pylist()
             folders = [os.path.dirname(str((cell or {}).get("path") or "")) for cell in cells]
-            column = pa.array([self._cell(cell, type_) for cell in cells], type=type_)
-            table = table.set_column(place, table.schema.field(place), column)
+            # The type is not the table's: a stream of files has "bytes" of type null.
+            column = pa.array([self._cell(cell) for cell in cells], type=Video().pa_type)
+            table = table.set_column(place, self.video_column, column)
         for place, field in enumerate(table.schema):
             if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
                 reason = field.name in ("influence_reason", "motion_reason")
@@ -108,26 +120,26 @@ class _Publish:
                     table = table.set_column(place, field, pa.array(cleaned, type=field.type))
         return table
 
-    def _cell(self, cell: dict[str, Any] | None, type_: pa.DataType) -> dict[str, Any] | None:
+    def _cell(self, cell: dict[str, Any] | None) -> dict[str, Any] | None:
         if cell is None or (cell.get("bytes") is None and not cell.get("path")):
             return None
         path = cell.get("path")
         data = cell.get("bytes")
         if data is None:
             try:
-                data = self._read(str(path), type_)
+                data = self._read(str(path))
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
                 logger.warning("%s is published without its clip: %s", last_name(str(path)), error.strerror or error)
                 return None
         return {"bytes": data, "path": last_name(str(path)) if path else None}
 
-    def _read(self, path: str, type_: pa.DataType) -> bytes:
+    def _read(self, path: str) -> bytes:
         if "://" not in path:
             return Path(path).read_bytes()
         import pyarrow as pa
         from datasets import Video
 
-        cell = pa.array([{"bytes": None, "path": path}], type=type_)
+        cell = pa.array([{"bytes": None, "path": path}], type=Video().pa_type)
         return Video().embed_storage(cell, token_per_repo_id=self.tokens)[0].as_py()["bytes"]
 
 

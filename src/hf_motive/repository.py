@@ -96,10 +96,10 @@ class Repository:
         text = scrub(card.text, self.secrets)
         refused = self.persist(lambda: _refused(text), f"checking the card of {self.id}")
         if refused:
-            raise HubError(
-                f"the Hub does not accept the card's metadata: {refused} What of the data was sent is at {self.url}",
-                400,
+            message = (
+                f"the Hub does not accept the card's metadata (400): {refused} The data that was sent is at {self.url}"
             )
+            raise HubError(scrub(message, self.secrets), 400)
         shown = set(re.findall(r"[(\"']([\w./-]+)[)\"']", str(self.card().content)))
 
         def commit() -> None:
