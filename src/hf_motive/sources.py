@@ -136,7 +136,8 @@ def load_scored(source: Source, split: str, columns: dict[str, Any]) -> Dataset 
         with on_the_hub(source.name):
             dataset = load_clips(source.scored, split=split, **columns)
     else:
-        dataset = load_clips(source.scored, split=split, **columns)
+        with _named(source.scored):
+            dataset = load_clips(source.scored, split=split, **columns)
     names = dataset.column_names or []
     if "influence_rank" not in names:
         raise ValueError(
@@ -180,10 +181,12 @@ def read_scores(source: Source, split: str) -> tuple[Table, list[str]]:
     if path.is_dir():
         path = next(path / name for name in _METADATA if (path / name).exists())
     if path.suffix == ".parquet":
-        schema = pq.read_schema(path)
-        return pq.read_table(path, columns=_wanted(schema)), schema.names
+        with _named(str(path)):
+            schema = pq.read_schema(path)
+            return pq.read_table(path, columns=_wanted(schema)), schema.names
     if path.suffix == ".csv":
-        table = pa.csv.read_csv(path)
+        with _named(str(path)):
+            table = pa.csv.read_csv(path)
     else:
         lines = path.read_text(encoding="utf-8").split("\n")
         table = pa.Table.from_pylist([json.loads(line) for line in lines if line.strip()])
@@ -226,6 +229,17 @@ def is_index_on_hub(repo_id: str) -> bool:
 
     with on_the_hub(repo_id):
         return HfApi().file_exists(repo_id, "index.json", repo_type="dataset")
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Arrow does not say which file it cannot read."""
+    from pyarrow import ArrowInvalid
+
+    try:
+        yield
+    except ArrowInvalid as error:
+        raise ValueError(f"{name} cannot be read: {error}") from error
 
 
 @contextmanager
