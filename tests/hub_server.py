@@ -122,8 +122,8 @@ class HubServer:
     def drop(self, route: str | Callable[[str, str], bool], after_bytes: int | None = 0, times: int = 1) -> None:
         """Close the connection of the next `times` requests of a route.
 
-        `after_bytes`: of the request's body, or of the answer's where the request has none. None: the request is done
-        and its answer lost.
+        `after_bytes`: of the request's body, or of the answer's where the request has none. None, or no body at all:
+        the request is done and its answer lost.
         """
         self._faults.append(_Fault(route, times, after_bytes=after_bytes))
 
@@ -198,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
         head += "".join(f"{key}: {value}\r\n" for key, value in headers.items()) + "\r\n"
         sent = b"" if self.command == "HEAD" else data
         if dropped:
-            return self._hang_up(body, b"" if cut is None else head.encode() + sent[:cut])
+            return self._hang_up(body, head.encode() + sent[:cut] if cut is not None and sent else b"")
         self.server_of.log.append(Request(self.command, self.path, reply.status, len(body)))
         self.wfile.write(head.encode() + sent)
 

@@ -196,6 +196,25 @@ def test_objects_are_stored_by_their_digest(hub):
     assert hub.files("tester/clips")["clip.mp4"] == data
 
 
+def test_parts():
+    with HubServer(part_size=1000) as hub:
+        create(hub)
+        data = os.urandom(2500)
+        upload = batch(hub, data)["actions"]["upload"]
+        paths = {key: url.removeprefix(hub.url) for key, url in upload["header"].items() if key.isdigit()}
+        assert (upload["header"]["chunk_size"], sorted(paths)) == ("1000", ["1", "2", "3"])
+        complete = upload["href"].removeprefix(hub.url)
+        etags = [
+            ask(hub, "PUT", paths[str(n + 1)], data[n * 1000 : (n + 1) * 1000], None)[1]["ETag"] for n in range(3)
+        ]
+        parts = [{"partNumber": n + 1, "etag": etag} for n, etag in enumerate(etags)]
+        assert ask(hub, "POST", complete, {"parts": parts[:2]}, None)[0] == 400
+        for _ in range(2):  # again, as a client does whose answer was lost
+            assert ask(hub, "POST", complete, {"parts": parts}, None)[0] == 200
+        assert hub.uploads == [hashlib.sha256(data).hexdigest()]
+        assert "actions" not in batch(hub, data)
+
+
 def test_resolve(hub):
     create(hub)
     data = bytes(range(200))
@@ -279,12 +298,17 @@ def test_an_upload_breaks_off(hub, chunked):
     assert hub.log[-1].received == len(data) and len(hub.uploads) == 1
 
 
-def test_an_answer_is_lost(hub):
+@pytest.mark.parametrize("after_bytes", [None, 0])
+def test_an_answer_is_lost(hub, after_bytes):
     hub.drop("create", after_bytes=None)
     with pytest.raises(ConnectionError):
         create(hub)
     assert hub.repo("tester/clips").id == "tester/clips"  # done all the same
     assert create(hub) == 409
+    hub.drop("resolve", after_bytes=after_bytes)
+    with pytest.raises(ConnectionError):
+        ask(hub, "HEAD", "/datasets/tester/clips/resolve/main/.gitattributes")
+    assert [request.status for request in hub.log] == [0, 409, 0]
 
 
 def test_a_download_breaks_off(hub):
