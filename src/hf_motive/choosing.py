@@ -197,7 +197,7 @@ def choose(
         "by": by,
         "cut_off": last,
         "cut_off_text": f"{text} is the {'best' if arguments.worst else 'worst'} that was kept",
-        "selection": _sentence(arguments, len(few), have, len(table)),
+        "selection": _sentence(arguments, len(few), have, len(table), ordered=hasattr(scored, "select")),
         "unscored": unscored,
     }
 
@@ -249,7 +249,7 @@ def _last(scores: list[float], by: str, worst: bool) -> float:
     return max(scores) if (by in RANKS) != worst else min(scores)
 
 
-def _sentence(arguments: SelectArguments, kept: int, have: int, rows: int) -> str:
+def _sentence(arguments: SelectArguments, kept: int, have: int, rows: int, *, ordered: bool) -> str:
     side = "worst" if arguments.worst else "best"
     if arguments.group_column is not None:
         what = f"The best {arguments.count} of each {arguments.group_column} by {arguments.by}"
@@ -257,7 +257,7 @@ def _sentence(arguments: SelectArguments, kept: int, have: int, rows: int) -> st
         what = f"All but the worst {100 * arguments.drop_worst:.3g} % by {arguments.by}"
     else:
         share = f"{100 * arguments.fraction:.3g} %" if arguments.count is None else str(arguments.count)
-        what = f"The {side} {share} by {arguments.by}, {side} first"
+        what = f"The {side} {share} by {arguments.by}, {f'{side} first' if ordered else 'in the order of the corpus'}"
     return f"{what}: {kept} of {have} rows with this score, of {rows} in all."
 
 
