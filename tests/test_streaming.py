@@ -9,11 +9,12 @@ import tarfile
 
 import numpy as np
 import pytest
-from datasets import Dataset, IterableDataset, Video
+from datasets import Dataset, IterableDataset, Video, load_dataset
 
 from hf_motive import MotiveAttributor
-from hf_motive.corpus import load_clips
+from hf_motive.corpus import as_files, load_clips
 from hf_motive.index import GradientIndex
+from hf_motive.motion_columns import MotionFeatures, add_motion
 from hf_motive.selection import best, best_of_each, without_worst
 from hf_motive.transforms import TEXT_COLUMNS
 from tests.clips import write_corpus
@@ -223,3 +224,14 @@ def test_a_group_that_would_take_a_column_is_refused(attributor, folder, queries
     named = queries.remove_columns("kind").add_column("kind", ["rank"] * len(queries))
     with pytest.raises(ValueError, match="cannot be called 'rank'"):
         attributor.influence(load_clips(folder / "files"), on_disk[0], named, group_column="kind", progress=False)
+
+
+def test_a_stream_that_decodes_is_read_as_files(folder, attributor, on_disk, tmp_path):
+    """`load_dataset(..., streaming=True)` adds a step that decodes, which this environment could not even run."""
+    stream = load_dataset("videofolder", data_dir=str(folder / "files"), split="train", streaming=True)
+    assert stream.features["video"] == Video()
+    stream = stream.decode(num_threads=2)
+    assert attributor.ids(as_files(stream, "video")) == list(on_disk[1]["influence_id"])
+    motion = MotionFeatures(attributor.config.standard, attributor.step.latent_shape[1:])
+    row = next(iter(add_motion(stream, motion).decode(False)))
+    assert row["motion_status"] == "ok" and row["video"]["path"]

@@ -123,7 +123,7 @@ def load_clips(
 
 def undecoded(dataset: AnyDataset, video_column: str, caption_column: str, *, name: str = "the dataset") -> AnyDataset:
     """Check the two columns and cast the video column to `Video(decode=False)`. Raises ValueError as `load_clips`."""
-    from datasets import Dataset, Value, Video
+    from datasets import Dataset
 
     if isinstance(dataset, Dataset):
         if dataset.num_rows == 0:
@@ -139,9 +139,26 @@ def undecoded(dataset: AnyDataset, video_column: str, caption_column: str, *, na
                 f"{name} has no column {column!r}; its columns are {', '.join(dataset.features)}. "
                 f"Name the right one with {what}_column="
             )
+    return as_files(dataset, video_column)
+
+
+def as_files(dataset: AnyDataset, video_column: str) -> AnyDataset:
+    """The dataset with its videos as `{"path", "bytes"}`: `Video` undecoded, paths as such. Features must be known."""
+    from datasets import Dataset, Value, Video
+
     feature = dataset.features[video_column]
-    if isinstance(feature, Video) or (isinstance(feature, Value) and feature.dtype in ("string", "large_string")):
-        dataset = dataset.cast_column(video_column, Video(decode=False))
+    if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
+        return dataset.cast_column(video_column, Video(decode=False))
+    if not isinstance(feature, Video):
+        return dataset
+    if isinstance(dataset, Dataset):
+        return dataset.cast_column(video_column, Video(decode=False))
+    # A stream may carry a step that decodes, which a cast does not take away; this does, and for every column.
+    features = dataset.features
+    dataset = dataset.decode(False)
+    for name, wanted in features.items():
+        if name != video_column and dataset.features[name] != wanted:
+            dataset = dataset.cast_column(name, wanted)
     return dataset
 
 
@@ -159,9 +176,8 @@ def _from_shards(shards: list[str], video_column: str, caption_column: str) -> I
     if stream.features is None:
         stream = stream._resolve_features()
     names = list(stream.features)
-    for name in names:
-        if isinstance(stream.features[name], Video):  # renaming reads rows, and would decode them
-            stream = stream.cast_column(name, Video(decode=False))
+    for name in names:  # renaming reads rows, and would decode them
+        stream = as_files(stream, name) if isinstance(stream.features[name], Video) else stream
     if video_column not in names:
         found = next((name for name in names if f".{name.rsplit('.', 1)[-1].lower()}" in VIDEO_SUFFIXES), None)
         if found is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .corpus import VIDEO_SUFFIXES
+from .corpus import VIDEO_SUFFIXES, as_files
 from .errors import ClipError
 from .video import _decode, _file, _name, _open, load_clip, save_clip
 
@@ -153,14 +153,11 @@ def _replace(part: Path, folder: Path) -> None:
 
 def _undecoded(dataset: Any, video_column: str, caption_column: str) -> Any:
     """The rows as Python values, and a `Video` as the file that it is."""
-    from datasets import Video
-
     dataset = dataset.with_format(None)
     if dataset.features is None:
         return dataset
     _check_columns(dataset.features, video_column, caption_column)
-    if isinstance(dataset.features[video_column], Video):
-        dataset = dataset.cast_column(video_column, Video(decode=False))
+    dataset = as_files(dataset, video_column)
     unsaid = [
         column
         for column, feature in dataset.features.items()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import __version__, motion
+from .corpus import as_files
 from .errors import ClipError
 from .video import ClipStandard, load_clip
 
@@ -118,16 +119,16 @@ def add_motion(dataset: AnyDataset, features: MotionFeatures, **options: Any) ->
         dataset: Map-style or streaming, one split or several.
         options: Of `map`, such as `num_proc=4`.
     """
-    from datasets import DatasetDict, Features, IterableDatasetDict, Value, Video
+    from datasets import DatasetDict, Features, IterableDatasetDict, Video
 
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
         return type(dataset)({name: add_motion(split, features, **options) for name, split in dataset.items()})
-    known = dataset.features if dataset.features is not None else dataset._resolve_features().features
-    _check_column(features.video_column, known)
-    video = known[features.video_column]
-    if isinstance(video, Video) or (isinstance(video, Value) and video.dtype in ("string", "large_string")):
-        dataset = dataset.cast_column(features.video_column, Video(decode=False))
-        known = {**known, features.video_column: Video(decode=False)}
+    if dataset.features is None:
+        dataset = dataset._resolve_features()
+    _check_column(features.video_column, dataset.features)
+    video = dataset.features[features.video_column]
+    dataset = as_files(dataset, features.video_column)
+    known = dataset.features
     removed = options.get("remove_columns") or ()
     kept = {name: known[name] for name in known if name not in ([removed] if isinstance(removed, str) else removed)}
     result = dataset.map(features, features=Features({**kept, **features.columns}), **options)
