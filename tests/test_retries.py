@@ -50,7 +50,7 @@ def failing(times: int, status: int, **headers: str):
     return call
 
 
-@pytest.mark.parametrize("status", [409, 412, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [408, 409, 412, 429, 500, 502, 503, 504])
 def test_what_may_pass_is_tried_again(status, waits, caplog):
     with caplog.at_level(logging.WARNING):
         assert attempt(failing(4, status)) == "done"
@@ -166,6 +166,16 @@ def test_tokens_are_cut_out_of_texts():
     text = f"Bearer abc.def, {TOKEN}, https://user:pass@host/x, hf_{'a' * 20} and my-own, but hf_motive stays"
     cut = scrub(text, ["my-own"])
     assert cut == "Bearer <token>, <token>, https://<token>@host/x, <token> and <token>, but hf_motive stays"
+
+
+def test_signatures_of_addresses_are_cut_off(caplog):
+    def call():
+        raise ConnectionResetError("reset by https://storage.example/object?X-Amz-Signature=abc, once")
+
+    with pytest.raises(HubError) as caught:
+        attempt(call)
+    assert "reset by https://storage.example/object once" in str(caught.value)
+    assert "X-Amz" not in str(caught.value) + caplog.text
 
 
 def test_hub_errors_cross_processes():

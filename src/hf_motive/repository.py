@@ -58,6 +58,7 @@ class Repository:
 
     def _make(self, private: bool) -> bool:
         """Whether the repository is private; made if there is none."""
+        from huggingface_hub import HfFileSystem
         from huggingface_hub.errors import RepositoryNotFoundError
 
         try:
@@ -66,6 +67,7 @@ class Repository:
             if error.response.status_code == 401:  # the Hub says of a repository that it shows nobody, too
                 raise
         self.api.create_repo(self.id, repo_type="dataset", private=private)
+        HfFileSystem.clear_instance_cache()  # or `load_dataset` remembers, in this process, that there was none
         return private
 
     def card(self) -> Any:

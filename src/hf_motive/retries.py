@@ -28,6 +28,8 @@ LONGEST_ASKED = 300.0
 #: What is worth another attempt: a commit at the same time, a moved parent, too many requests, a server's fault.
 _TRANSIENT = {408, 409, 412, 429, 500, 502, 503, 504}
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}|(?<=Bearer )[^\s'\",;)]+|(?<=://)[^/\s@]+(?=@)")
+# What follows the path of an address: of an upload's it is the signature that lets anybody use it.
+_QUERY = re.compile(r"(https?://[^\s'\"?]+)\?[^\s'\"]*")
 
 
 class HubError(OSError):
@@ -64,11 +66,11 @@ def scrub(text: str, secrets: Sequence[str]) -> str:
 def persist(call: Callable[[], T], doing: str, *, secrets: Sequence[str], go_on: str) -> T:
     """Make a call that may be made again, up to `ATTEMPTS` times.
 
-    Tried again are lost connections, 408, 409, 412, 429 and 5xx, after 1, 2, 4 and 8 seconds or as `Retry-After`
-    asks, up to 300 seconds a time: 15 seconds in all where nothing is asked. The client itself tries some requests
-    (uploads, file listings) six times within 23 seconds before that counts as one attempt here, so that an outage of
-    about two minutes is sat out. Each wait is said through `logging`. 400, 401, 403, 404 and no network at all fail at
-    once.
+    Tried again are lost connections, 408, 409, 412, 429 and 5xx, after 1, 2, 4 and 8 seconds, or as `Retry-After` asks
+    if that is up to 300 seconds. The client itself tries uploads, downloads and listings six times within 23 seconds
+    (and asks the same of `Retry-After`) before that counts as one attempt here; infos, cards and commits it does not.
+    So an outage is sat out for 15 seconds at least and about two minutes at most. Each wait is said through
+    `logging`. 400, 401, 403 and 404 fail at once.
 
     Args:
         call: What to do. It must be able to follow on a part of itself.
@@ -97,8 +99,8 @@ def persist(call: Callable[[], T], doing: str, *, secrets: Sequence[str], go_on:
         if not fault.transient or attempt == ATTEMPTS or wait > LONGEST_ASKED:
             tried = f" after {attempt} attempts in {time.monotonic() - began:.0f} s" if attempt > 1 else ""
             message = f"{doing} failed{tried}: {fault.sentence(bool(secrets))} {go_on}"
-            raise HubError(scrub(message, secrets), fault.status)
-        what = scrub(fault.what, secrets)
+            raise HubError(_QUERY.sub(r"\1", scrub(message, secrets)), fault.status)
+        what = _QUERY.sub(r"\1", scrub(fault.what, secrets))
         logger.warning("%s: %s. Attempt %d of %d follows in %.0f s", doing, what, attempt + 1, ATTEMPTS, wait)
         time.sleep(wait)
     raise AssertionError("unreachable")
