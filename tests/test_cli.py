@@ -17,6 +17,7 @@ from hf_motive.cli import main, parse
 from hf_motive.index import GradientIndex
 from tests.clips import write_corpus
 from tests.families import wan
+from tests.hub_server import HubServer
 
 SIZE = f"--threads 1 --num_frames {wan.NUM_FRAMES} --height {wan.HEIGHT} --width {wan.WIDTH} --projection_dim 64"
 
@@ -222,3 +223,72 @@ def test_inspect(hf_motive, run, job):
     assert "✓ run and part.parquet: comparable" in said and "4 are ranked in both: Spearman +1.000" in said
     GradientIndex.create_or_open(job / "other", {"features": {"seed": 1}}, 64).close()
     shell("inspect run other", job, status=3)
+
+
+# push -----------------------------------------------------------------------------------------------------------
+
+EACH = """
+import json, sys
+from hf_motive.cli import main
+for command in json.loads(sys.argv[1]):
+    status = 0
+    try:
+        main(command.split())
+    except SystemExit as end:
+        status = end.code
+    print("\\n====", json.dumps(status), flush=True)
+"""
+
+
+def test_to_the_hub_and_back(job, run, tmp_path):
+    commands = {
+        "push run tester/scored --index --license cc-by-4.0 --revision v7": 0,
+        "select run --output few --count 3": 0,
+        "push few tester/few --video referenced --public": 0,
+        "inspect --json tester/scored": 0,
+        "inspect run/index tester/scored-index": 0,
+        "inspect tester/few run": 0,
+        "select tester/scored --output back.parquet --count 2": 0,
+        "push run other/scored": "error: opening other/scored failed: 403 Forbidden",
+        "inspect tester/nowhere": "error: tester/nowhere does not exist here, and cannot be had from the Hub: ",
+    }
+    with HubServer() as hub:
+        result = subprocess.run(
+            [sys.executable, "-c", EACH, json.dumps(list(commands))],
+            env={**hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+            cwd=job,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        private = {name: hub.repo(f"tester/{name}").private for name in ("scored", "scored-index", "few")}
+        files = {name: hub.files(f"tester/{name}") for name in private}
+        cards = {name: files[name]["README.md"].decode().replace("\\", "") for name in private}  # Markdown escapes
+        url = hub.url
+    parts = result.stdout.split("\n==== ")
+    statuses = [json.loads(part.split("\n")[0]) for part in parts[1:]]
+    outputs = [parts[0]] + [part.partition("\n")[2] for part in parts[1:-1]]
+    for (command, expected), status in zip(commands.items(), statuses, strict=True):
+        assert status == expected or (isinstance(expected, str) and status.startswith(expected)), (command, status)
+    assert "hf_test_write" not in result.stdout + result.stderr + json.dumps(statuses)
+
+    assert private == {"scored": True, "scored-index": True, "few": False}
+    pushed, _, selected, told, same, two, *_ = outputs
+    assert pushed.startswith("run is a run of 10 clips; pushing it, private, to tester/scored\n")
+    assert f"{url}/datasets/tester/scored\n" in pushed and f"{url}/datasets/tester/scored-index\n" in pushed
+    assert "few is a selection of 3 clips; pushing it, public, to tester/few" in selected
+    sentence = "The best 3 by influence_rank, best first: 3 of 9 rows with this score, of 10 in all."
+    assert sentence in selected and sentence in cards["few"]
+    card = cards["scored"]
+    assert "license: cc-by-4.0" in card and "v7" in card and "corpus" in card and str(job) not in card
+    assert "train/metadata.jsonl" in files["few"] and "index.json" in files["scored-index"]
+
+    found = json.loads(told)
+    assert found["rows"] == 10 and found["statuses"] == {"ok": 9, "unreadable": 1} and found["bytes"] is None
+    assert found["influence"]["mean"] == pytest.approx(
+        sum(row["influence"] for row in rows_of(run) if row["influence_status"] == "ok") / 9
+    )
+    assert "✓ run/index and tester/scored-index: comparable" in same and "10 clips are in both" in same
+    assert "3 are ranked in both: Spearman +1.000" in two
+    assert Dataset.from_parquet(str(job / "back.parquet"))["caption"][:] == ranked(run)[:2]
