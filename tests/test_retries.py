@@ -162,10 +162,19 @@ def test_a_token_in_an_error_of_any_kind_is_cut_out():
         assert TOKEN not in str(error) and error.__cause__ is None and error.__context__ is None
 
 
-def test_tokens_are_cut_out_of_texts():
-    text = f"Bearer abc.def, {TOKEN}, https://user:pass@host/x, hf_{'a' * 20} and my-own, but hf_motive stays"
-    cut = scrub(text, ["my-own"])
-    assert cut == "Bearer <token>, <token>, https://<token>@host/x, <token> and <token>, but hf_motive stays"
+@pytest.mark.parametrize(
+    "text, cut",
+    [
+        ("Bearer abc.def, said the log", "Bearer [token], said the log"),
+        (f"as {TOKEN}, twice {TOKEN}", "as [token], twice [token]"),
+        ("https://user:pass@host/x", "https://[token]@host/x"),
+        (f"hf_{'a' * 20}, in Markdown hf\\_{'b' * 20}", "[token], in Markdown [token]"),
+        ("my-own, in Markdown my\\-own", "[token], in Markdown [token]"),
+        ("hf_motive and hf_transfer stay", "hf_motive and hf_transfer stay"),
+    ],
+)
+def test_tokens_are_cut_out_of_texts(text, cut):
+    assert scrub(text, [TOKEN, "my-own"]) == cut
 
 
 def test_signatures_of_addresses_are_cut_off(caplog):

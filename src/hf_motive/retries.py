@@ -27,7 +27,7 @@ LONGEST_ASKED = 300.0
 
 #: What is worth another attempt: a commit at the same time, a moved parent, too many requests, a server's fault.
 _TRANSIENT = {408, 409, 412, 429, 500, 502, 503, 504}
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}|(?<=Bearer )[^\s'\",;)]+|(?<=://)[^/\s@]+(?=@)")
+_TOKEN = re.compile(r"\bhf\\?_[A-Za-z0-9]{20,}|(?<=Bearer )[^\s'\",;)]+|(?<=://)[^/\s@]+(?=@)")
 # What follows the path of an address: of an upload's it is the signature that lets anybody use it.
 _QUERY = re.compile(r"(https?://[^\s'\"?]+)\?[^\s'\"]*")
 
@@ -57,10 +57,11 @@ def secrets_of(token: str | bool | None) -> tuple[str, ...]:
 
 
 def scrub(text: str, secrets: Sequence[str]) -> str:
-    """The text without the secrets, and without whatever else looks like a token."""
+    """The text without the secrets, escaped for Markdown or not, and without whatever else looks like a token."""
     for secret in secrets:
-        text = text.replace(secret, "<token>")
-    return _TOKEN.sub("<token>", text)
+        spelled = "".join(char if char.isalnum() else rf"\\?{re.escape(char)}" for char in secret)
+        text = re.sub(spelled, "[token]", text)
+    return _TOKEN.sub("[token]", text)
 
 
 def persist(call: Callable[[], T], doing: str, *, secrets: Sequence[str], go_on: str) -> T:
