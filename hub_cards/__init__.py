@@ -1,0 +1,1 @@
+"""The templates of the cards. A package, so that whatever installs hf_motive brings them along."""
