@@ -154,7 +154,7 @@ def test_the_pictures(scored):
         image = Image.open(io.BytesIO(data))
         assert image.format == "PNG" and not image.info.get("Software") and len(data) < 300_000
         assert image.convert("RGBA").getextrema()[3] == (255, 255)  # opaque: read in dark mode too
-            assert len(image.convert("RGB").resize((64, 64)).getcolors(64 * 64)) > 8  # something is drawn
+        assert len(image.convert("RGB").resize((64, 64)).getcolors(64 * 64)) > 8  # something is drawn
     below = np.asarray(Image.open(io.BytesIO(files["card/influence.png"])).convert("RGB")).reshape(-1, 3).astype(int)
     colours = {tuple(colour) for colour in below[::7]}
     assert any(r > 180 and g < 130 for r, g, b in colours) and any(b > 150 and r < 90 for r, g, b in colours)

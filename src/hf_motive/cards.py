@@ -184,6 +184,7 @@ def index_card(
     features = index.settings["features"]
     title = repo_id.rsplit("/", 1)[-1]
     ok = index.counts().get("ok", 0)
+    of = f" of {_code(_published(corpus))}" if corpus else ""
     text = _render(
         "index.md",
         {
@@ -195,7 +196,7 @@ def index_card(
         },
         title=markdown(title),
         repo_id=repo_id,
-        opening=f"A gradient index of {ok:,} clips{f' of {_code(_published(corpus))}' if corpus else ''}, for motion attribution.",
+        opening=f"A gradient index of {ok:,} clips{of}, for motion attribution.",
         dim=f"{index.dim:,}",
         counts=[(status, f"{count:,}") for status, count in index.counts().items()],
         facts=[
