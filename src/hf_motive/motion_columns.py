@@ -81,8 +81,6 @@ class MotionFeatures:
         columns: dict[str, Any] = dict.fromkeys(self.columns)
         columns |= dict.fromkeys(("motion_mean", "motion_peak", "motion_camera", "motion_moving"), float("nan"))
         try:
-            if video is None:
-                raise ClipError("unreadable", "the row has no video")
             frames = load_clip(video, self.standard)
             found = motion.clip_motion(frames, self.estimator, compensate=self.compensate_camera, measure_camera=True)
             size = found.magnitude.flatten()
