@@ -117,6 +117,12 @@ def load(repo_id: str, streaming: bool = False, split: str = "train") -> dict[st
     return {"features": repr(dict(features)), "rows": rows}
 
 
+def refused(text: str) -> str:
+    from hf_motive.repository import _refused
+
+    return _refused(text)
+
+
 def _read(path: str) -> bytes:
     from datasets.utils.file_utils import xopen
 

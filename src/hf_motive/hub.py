@@ -52,7 +52,7 @@ def push_dataset(
         whole: The whole scored corpus where `dataset` is a selection: the card then shows both.
         corpus, revision: What was scored, for the card.
         selection: One sentence of how the rows were chosen, for the card.
-        license: An identifier of the Hub's list, such as "cc-by-4.0".
+        license: An identifier of the Hub's list, such as "cc-by-4.0", or the name or address of another licence.
         private: Make the repository private. With True, a repository that exists and is public is refused before
             anything is sent. With False, a repository that exists keeps the visibility that it has.
         video: "embedded": parquet files that hold the clips and every column as it is. "referenced": the clips as
@@ -126,7 +126,7 @@ def push_index(
         index: Open for reading or writing.
         repo_id: `"namespace/name"`; without a namespace, the token's owner's. A repository of its own.
         corpus, revision: What was indexed, for the card.
-        license: An identifier of the Hub's list.
+        license: As in `push_dataset`.
         private: As in `push_dataset`.
         token: As in `push_dataset`.
 

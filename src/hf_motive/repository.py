@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_PICTURE = re.compile(r"card/[^/]+\.png")
 _SAFE = "Nothing on this machine was changed; the same call goes on where it stopped."
 
 
@@ -58,7 +59,6 @@ class Repository:
 
     def _make(self, private: bool) -> bool:
         """Whether the repository is private; made if there is none."""
-        from huggingface_hub import HfFileSystem
         from huggingface_hub.errors import RepositoryNotFoundError
 
         try:
@@ -67,7 +67,6 @@ class Repository:
             if error.response.status_code == 401:  # the Hub says of a repository that it shows nobody, too
                 raise
         self.api.create_repo(self.id, repo_type="dataset", private=private)
-        HfFileSystem.clear_instance_cache()  # or `load_dataset` remembers, in this process, that there was none
         return private
 
     def card(self) -> Any:
@@ -92,29 +91,21 @@ class Repository:
         data: Callable[[], list[Any]] = list,
         stale: Callable[[str], bool] = lambda path: False,
     ) -> None:
-        """The card, its pictures and some data in one commit, which removes what is stale and the last card's."""
+        """The card, its pictures and some data in one commit, which removes what is stale of an earlier push."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         text = scrub(card.text, self.secrets)
         refused = self.persist(lambda: _refused(text), f"checking the card of {self.id}")
         if refused:
-            message = (
-                f"the Hub does not accept the card's metadata (400): {refused} The data that was sent is at {self.url}"
-            )
+            message = f"the Hub does not accept the card's metadata (400): {refused} What was sent is at {self.url}"
             raise HubError(scrub(message, self.secrets), 400)
-        shown = set(re.findall(r"[(\"']([\w./-]+)[)\"']", str(self.card().content)))
 
         def commit() -> None:
             there = set(self.api.list_repo_files(self.id, repo_type="dataset"))
             additions = [*data(), CommitOperationAdd("README.md", text.encode())]
             additions += [CommitOperationAdd(path, content) for path, content in card.files.items()]
             kept = {addition.path_in_repo for addition in additions}
-            folders = {path.rsplit("/", 1)[0] for path in card.files if "/" in path}
-            gone = [
-                path
-                for path in sorted(there - kept)
-                if stale(path) or (path in shown and path.rsplit("/", 1)[0] in folders)
-            ]
+            gone = [path for path in sorted(there - kept) if stale(path) or _PICTURE.fullmatch(path)]
             self.api.create_commit(
                 self.id,
                 [*additions, *(CommitOperationDelete(path) for path in gone)],
@@ -132,5 +123,5 @@ def _refused(text: str) -> str:
     try:
         DatasetCard(text).validate()
     except ValueError as error:
-        return " ".join(str(error).split())
+        return " ".join(str(error).split()).rstrip(".") + "."
     return ""
