@@ -117,6 +117,7 @@ def load_clips(
 
         # Hub datasets may declare Video(decode=True); nothing is decoded before the cast below.
         dataset = load_dataset(str(source), split=split, streaming=streaming)
+        dataset = _in_row_groups(dataset) if streaming else dataset
     dataset = undecoded(dataset, video_column, caption_column, name=str(source))
     return dataset.to_iterable_dataset() if streaming and hasattr(dataset, "to_iterable_dataset") else dataset
 
@@ -165,7 +166,13 @@ def as_files(dataset: AnyDataset, video_column: str) -> AnyDataset:
 def _stream(builder: str, **options: Any) -> IterableDataset:
     from datasets import load_dataset
 
-    return load_dataset(builder, split="train", streaming=True, **options)
+    return _in_row_groups(load_dataset(builder, split="train", streaming=True, **options))
+
+
+def _in_row_groups(stream: IterableDataset) -> IterableDataset:
+    """The stream with a row group of parquet as its unit: of a larger one, a file, pyarrow keeps all that it has read
+    until the file ends. Other kinds of streams are what they were."""
+    return stream.reshard()
 
 
 def _from_shards(shards: list[str], video_column: str, caption_column: str) -> IterableDataset:
