@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from markdown_it import MarkdownIt
 from PIL import Image
 
+from hf_motive import pictures
 from hf_motive.cards import dataset_card, index_card, markdown, size_category
 from hf_motive.corpus import load_clips
 from hf_motive.index import GradientIndex
@@ -82,7 +85,7 @@ def test_what_a_card_says(scored):
         "**12 clips of `me/all`, 10 of them ranked",
         "me/clips",
         "| Corpus | `me/all`, revision `abc` |",
-        "`small-wan` (WanPipeline)",
+        "`small-wan` (`WanPipeline`)",
         "transformer `23f0aa6922c9f172`",
         "9 frames of 32×48 at 16 frames per second",
         "| `static` | 1 | nothing \\| moves |",
@@ -97,7 +100,7 @@ def test_what_a_card_says(scored):
         assert said in card.text, said
     assert "/home" not in card.text and str(Path(scored[0]["video"]["path"]).parent) not in card.text
     first = next(line for line in card.text.splitlines() if line.startswith("| ▲"))
-    assert first.startswith("| ▲ | 0 | +0.500 | 1 | 000.mp4 | a \\| b \\# c &lt;script&gt;")
+    assert first.startswith("| ▲ | 0 | +0.500 | 1 | 000.mp4 | a \\| b \\# c &#60;script&#62;")
     last = [line for line in card.text.splitlines() if line.startswith("| ▼")]
     assert [line.split(" | ")[1] for line in last] == ["9", "8", "7", "6"]
     for path in re.findall(r"!\[.*?\]\((.*?)\)", card.text):
@@ -105,18 +108,37 @@ def test_what_a_card_says(scored):
     assert set(card.files) == {"card/influence.png", "card/clips.png"}
 
 
-def test_no_text_breaks_a_table(scored):
-    card = dataset_card(scored, "me/clips", settings=SETTINGS)
+def rendered(text: str) -> str:
+    """The body of a card as HTML, raw HTML let through as the Hub lets some of it through."""
+    return MarkdownIt("commonmark", {"html": True}).enable("table").render(text.split("---\n", 2)[2])
+
+
+def test_no_text_breaks_a_table_or_gets_in(scored):
+    nasty = scored.rename_column("influence_left <b>", "influence_`left` | <b>\n\n# right")
+    card = dataset_card(nasty, "me/clips", settings=SETTINGS, provenance=[{"torch": "2 | <i>"}], selection=NASTY)
     found = tables(card.text)
     assert len(found) == 4
     for table in found:
         cells = {len(re.findall(r"(?<!\\)\|", line)) for line in table}
         assert len(cells) == 1, table
-    assert "<script" not in card.text and "<b>" not in card.text.split("## Columns")[1].split("##")[0].replace(
-        "`influence_left <b>`", ""
-    )
-    assert "](http://evil" not in card.text and "7\\*7" in markdown("{{ 7*7 }}")
-    assert len(markdown(NASTY)) < 300
+    html = rendered(card.text)
+    plain = "h1 h2 p strong a pre code img ul li details summary table thead tbody tr th td"
+    assert html.count("<table>") == 4 and set(re.findall(r"</?([a-z0-9]+)", html)) == set(plain.split())
+    assert len(re.findall("<h1>", html)) == 1 and re.findall(r'(?:href|src)="(.*?)"', html) == [
+        "https://arxiv.org/abs/2601.08828", "card/influence.png", "card/clips.png",
+    ]  # fmt: skip
+    row = next(line for line in html.splitlines() if "alert(1)" in line and line.startswith("<td"))
+    shown = unescape(re.sub(r"</?td.*?>", "", row))
+    assert shown == " ".join(NASTY.split())[:159].rstrip() + "…"  # a reader sees what was written
+
+
+@pytest.mark.parametrize(
+    "text", ["https://a.b/c?d=1", "see WWW.evil.com", "@somebody", "$x$ \\(y\\) \\[z\\]", "a\u2028| b"]
+)
+def test_text_makes_no_links_or_mathematics(text):
+    escaped = markdown(text)
+    assert not re.search(r"://|www\.|@|\$|\\\\", escaped, re.IGNORECASE)
+    assert unescape(MarkdownIt("commonmark").renderInline(escaped)) == " ".join(text.split())
 
 
 def test_a_selection_shows_the_whole(scored):
@@ -136,8 +158,65 @@ def test_metadata_that_the_hub_accepts(scored, license, tmp_path):
     assert data["dataset_info"] == infos["dataset_info"] and "motion-attribution" in data["tags"]
     assert hub_validation.validate(text, "dataset") == ([], [])
     assert hub_validation.validate(index_card(an_index(tmp_path), "me/index").text, "dataset") == ([], [])
-    refused, _ = hub_validation.validate(dataset_card(scored, "me/clips", license="mine").text, "dataset")
+    refused, _ = hub_validation.validate(text.replace(f"license: {license or 'unknown'}", "license: mine"), "dataset")
     assert refused  # the check can fail
+
+
+@pytest.mark.parametrize(
+    ("license", "kept", "entries"),
+    [
+        ("CC-BY-4.0", {}, {"license": "cc-by-4.0"}),
+        (None, {"license": "mit"}, {"license": "mit"}),
+        ("mit", {"license": "other", "license_name": "x"}, {"license": "mit"}),
+        ("My own (v2)", {}, {"license": "other", "license_name": "my-own-v2"}),
+        ("猫", {}, {"license": "other", "license_name": "other-license"}),
+        (
+            "https://example.com/LICENSE.txt",
+            {},
+            {
+                "license": "other",
+                "license_name": "license.txt",
+                "license_link": "https://example.com/LICENSE.txt",
+            },
+        ),
+    ],
+)
+def test_a_licence_in_the_hubs_words(license, kept, entries):
+    text = dataset_card(Dataset.from_dict({"caption": ["a"]}), "me/plain", license=license, metadata=kept).text
+    assert {name: value for name, value in metadata(text).items() if name.startswith("license")} == entries
+    assert hub_validation.validate(text, "dataset") == ([], [])
+    assert "Published" in text
+
+
+def test_many_groups_take_one_row_and_own_columns_are_named(scored):
+    many = scored.remove_columns("influence_left <b>")
+    for number in range(20):
+        many = many.add_column(f"influence_q{number:02}", [0.0] * 12)
+    card = dataset_card(many, "me/clips").text
+    assert "| `influence_q00` … `influence_q19` | mean influence on one of 20 queries" in card
+    assert "`influence_q07`" not in card and "`file_name`, `kind`: as they came with the corpus." in card
+
+
+def test_a_template_of_ones_own(scored, tmp_path):
+    (tmp_path / "mine.md").write_text("---\n{{ card_data }}\n---\n{{ title }}: {{ count }} {{ top[0].clip }}\n")
+    card = dataset_card(scored, "me/clips", template=tmp_path / "mine.md")
+    assert card.text.endswith("---\nclips: 10 000.mp4\n") and metadata(card.text)["license"] == "unknown"
+    (tmp_path / "other.md").write_text("---\n{{ card_data }}\n---\n{{ dim }}\n")
+    assert index_card(an_index(tmp_path), "me/index", template=tmp_path / "other.md").text.endswith("---\n64\n")
+
+
+def test_no_folder_of_this_machine(scored, tmp_path):
+    settings = SETTINGS | {"estimator": "column /home/me/masks", "call_kwargs": {"image": ["/home/me/start.png"]}}
+    for corpus, shown in (
+        ("/home/me/clips/", "`clips`"),
+        ("runs/home/me/clips", "`clips`"),
+        ("..\\home\\me\\clips", "`clips`"),
+        ("~/me/clips", "`clips`"),
+        ("me/clips", "`me/clips`"),
+    ):
+        text = dataset_card(scored, "me/x", settings=settings, provenance=PROVENANCE, corpus=corpus).text
+        assert f"of {shown}" in text and f"| Corpus | {shown} |" in text
+        assert "/home" not in text and "home\\me" not in text and "start.png" in text
 
 
 def test_a_stream_has_the_card_of_the_dataset(scored):
@@ -160,6 +239,78 @@ def test_the_pictures(scored):
     assert any(r > 180 and g < 130 for r, g, b in colours) and any(b > 150 and r < 90 for r, g, b in colours)
 
 
+def test_pictures_leave_matplotlib_as_it_is_and_take_nothing_from_it(scored):
+    script = """
+import sys, numpy as np, matplotlib
+from hf_motive.pictures import histogram
+values = np.linspace(-0.2, 0.5, 50)
+plain = histogram(values, values)
+assert "matplotlib.pyplot" not in sys.modules
+matplotlib.rcParams.update({"font.size": 30, "axes.facecolor": "black", "text.usetex": True})
+before = dict(matplotlib.rcParams)
+assert histogram(values, values) == plain
+assert dict(matplotlib.rcParams) == before
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_histogram_draws_what_there_is():
+    # Columns of pixels in the one colour or the other, left to right: none where there are no clips.
+    def columns(values, whole=None):
+        pixels = np.asarray(Image.open(io.BytesIO(pictures.histogram(values, whole))).convert("RGB")).astype(int)[72:]
+        blue = (pixels - [0x21, 0x66, 0xAC]).__abs__().max(axis=2) < 12
+        orange = (pixels - [0xD6, 0x60, 0x4D]).__abs__().max(axis=2) < 12
+        return orange.sum(axis=0), blue.sum(axis=0)
+
+    orange, blue = columns(np.asarray([-0.3, -0.1, 0.1, 0.1, 0.3]))
+    assert np.flatnonzero(orange).max() < np.flatnonzero(blue).min()
+    assert 1.8 < blue.max() / orange.max() < 2.2
+    orange, blue = columns(np.asarray([0.0]))
+    assert not orange.any() and blue.any()
+    orange, blue = columns(np.asarray([-1e-9]))
+    assert orange.any() and not blue.any()
+    all_of_them = np.random.default_rng(0).normal(0, 0.1, 20_000)
+    orange, blue = columns(np.sort(all_of_them)[-5:], all_of_them)
+    assert blue.max() > 20 and not orange.any()  # five of twenty thousand are seen
+
+
+def test_strips_of_any_clip_weigh_little():
+    noise = np.random.default_rng(0)
+
+    def strip(width, height):
+        frames = [Image.fromarray(noise.integers(0, 255, (height, width, 3), dtype=np.uint8)) for _ in range(6)]
+        return pictures.Strip(frames, "rank 0", "long " * 100)
+
+    data = pictures.filmstrip([("first", [strip(240, 135)] * 4), ("last", [strip(240, 135)] * 4)])
+    assert len(data) <= pictures.MOST_BYTES and Image.open(io.BytesIO(data)).width > 700
+    assert Image.open(io.BytesIO(pictures.filmstrip([("first", []), ("last", [strip(240, 135)])]))).width < 900
+
+
+def test_clips_that_do_not_decode_are_left_out(scored, tmp_path):
+    (tmp_path / "bad.mp4").write_text("not a video")
+    good = scored[0]["video"]
+    clips = [{"path": str(tmp_path / name), "bytes": None} for name in ("bad.mp4", "missing.mp4")]
+    strips = pictures.strips_of([(video, "t", "c") for video in (*clips, None, 7, good)])
+    assert len(strips) == 1 and len(strips[0].frames) == 6
+    times = pictures.thumbnails(good, count=3, seconds=0.25)
+    whole = pictures.thumbnails(good, count=3)
+    assert times[0] == whole[0] and times[-1] != whole[-1]  # seconds is how much of the clip is shown
+    broken = scored.remove_columns("video").add_column("video", [str(tmp_path / "bad.mp4")] * 12)
+    card = dataset_card(broken, "me/clips")
+    assert set(card.files) == {"card/influence.png"} and "card/clips.png" not in card.text
+
+
+def test_a_caption_that_the_font_lacks_is_not_drawn(scored):
+    assert pictures.can_show("тест é −…") and not pictures.can_show("猫")
+    files = [
+        dataset_card(scored.remove_columns("caption").add_column("caption", [caption] + ["a"] * 11), "me/clips").files[
+            "card/clips.png"
+        ]
+        for caption in ("猫が跳ねる", "犬", "000.mp4", "a cat")
+    ]
+    assert files[0] == files[1] == files[2] != files[3]  # the file's name stands in
+
+
 def test_a_card_without_scores_clips_or_settings():
     plain = Dataset.from_dict({"caption": ["a", "b"]})
     card = dataset_card(plain, "me/plain")
@@ -180,7 +331,7 @@ def an_index(folder: Path) -> GradientIndex:
 
 def test_an_index_card(tmp_path):
     card = index_card(an_index(tmp_path), "me/index", corpus="/home/somebody/clips", license="cc-by-4.0")
-    for said in ("1 clips of `clips`", 'load_index("me/index")', "| `static` | 1 |", "unit vector of 64 numbers"):
+    for said in ("1 clip of `clips`", 'load_index("me/index")', "| `static` | 1 |", "unit vector of 64 numbers"):
         assert said in card.text, said
     assert metadata(card.text)["viewer"] is False and "/home" not in card.text
 

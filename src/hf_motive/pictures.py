@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 MOST_BYTES = 300_000
 
 # Blue and orange differ in lightness too, and for every kind of colour vision.
-_ABOVE, _BELOW, _REST = "#2166ac", "#d6604d", "#c9ced6"
+_ABOVE, _BELOW = "#2166ac", "#d6604d"
+_PALE = {_ABOVE: "#c5d3e3", _BELOW: "#f0cfc8"}  # those of the whole corpus that were not chosen
 _INK, _GREY, _PAPER = "#1f2328", "#59636e", "#ffffff"
 
 
@@ -55,22 +56,23 @@ def histogram(influence: np.ndarray, whole: np.ndarray | None = None) -> bytes:
     counts = _counts(influence, edges)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        figure = Figure(figsize=(8, 3.6), dpi=200, facecolor=_PAPER)
+        height = 3.25 if whole is None else 3.6  # inches; the legend takes one row, or two and a half
+        figure = Figure(figsize=(8, height), dpi=200, facecolor=_PAPER)
         canvas = FigureCanvasAgg(figure)
-        axes = figure.add_axes((0.085, 0.165, 0.895, 0.67), facecolor=_PAPER)
+        axes = figure.add_axes((0.085, 0.6 / height, 0.895, 2.3 / height), facecolor=_PAPER)
+        sides = ((middles < 0, _BELOW, "below zero"), (middles >= 0, _ABOVE, "zero and above"))
+        layers = [(counts, influence, "" if whole is None else "this dataset, ", False)]
         if whole is not None:
-            behind = _counts(whole, edges)
-            axes.bar(middles, behind, width, color=_REST, label=f"all that were scored: {_clips(whole)}")
-            if counts.max() * 25 < behind.max():  # a selection too small to be seen beside the whole
-                axes.set_yscale("log")
-                axes.set_ylim(bottom=0.7)
-        below = middles < 0
-        for chosen, colour, name in ((below, _BELOW, "below zero"), (~below, _ABOVE, "zero and above")):
-            part = influence[influence < 0] if name == "below zero" else influence[influence >= 0]
-            if len(part):
-                which = "in this dataset, " if whole is not None else ""
-                label = f"{which}{name}: {_clips(part)}"
-                axes.bar(middles[chosen], counts[chosen], width, color=colour, label=label)
+            layers.insert(0, (_counts(whole, edges), whole, "all scored, ", True))
+        for heights, values, prefix, pale in layers:
+            for chosen, colour, name in sides:
+                part = values[(values < 0) == (colour == _BELOW)]
+                if len(part):
+                    label, colour = f"{prefix}{name}: {_clips(part)}", _PALE[colour] if pale else colour
+                    axes.bar(middles[chosen], heights[chosen], width, color=colour, label=label)
+        if counts.max() * 25 < layers[0][0].max():  # a selection too small to be seen beside the whole
+            axes.set_yscale("log")
+            axes.set_ylim(bottom=0.7)
         # A hair between the bars, in the paper's colour, keeps them apart at any width.
         for patch in axes.patches:
             patch.set_edgecolor(_PAPER)
@@ -80,7 +82,8 @@ def histogram(influence: np.ndarray, whole: np.ndarray | None = None) -> bytes:
             axes.axvline(whole.mean(), color=_GREY, linewidth=1.2, linestyle=":", label=label)
         label = f"mean{' here' if whole is not None else ''} {_signed(influence.mean())}"
         axes.axvline(influence.mean(), color=_INK, linewidth=1.2, linestyle=(0, (4, 2)), label=label)
-        axes.set_xlim(edges[0] - width / 2, edges[-1] + width / 2)
+        margin = max(0.5, (8 - len(middles)) / 2) * width  # one bin alone would fill the picture
+        axes.set_xlim(edges[0] - margin, edges[-1] + margin)
         if edges[0] < 0 < edges[-1]:
             axes.axvline(0, color=_INK, linewidth=0.8)
         axes.set_xlabel("influence: mean cosine with the queries", color=_INK)
@@ -91,7 +94,7 @@ def histogram(influence: np.ndarray, whole: np.ndarray | None = None) -> bytes:
             axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(axis="y", color="#e6e9ed", linewidth=0.8)
         axes.set_axisbelow(True)
-        axes.tick_params(colors=_GREY, length=0, labelsize=9)
+        axes.tick_params(which="both", colors=_GREY, length=0, labelsize=9)
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
         axes.spines["bottom"].set_color(_GREY)
@@ -101,7 +104,7 @@ def histogram(influence: np.ndarray, whole: np.ndarray | None = None) -> bytes:
             *zip(*bars_first, strict=True),
             loc="lower left",
             bbox_to_anchor=(-0.012, 1.0),
-            ncols=3,
+            ncols=3 if whole is None else 2,
             frameon=False,
             fontsize=9.5,
             labelcolor=_INK,
@@ -113,7 +116,7 @@ def histogram(influence: np.ndarray, whole: np.ndarray | None = None) -> bytes:
     return _png(image, 256)
 
 
-def thumbnails(video: Any, count: int = 4, seconds: float = 5.0, size: int = 240) -> list[Image.Image]:
+def thumbnails(video: Any, count: int = 6, seconds: float = 5.0, size: int = 240) -> list[Image.Image]:
     """A few frames of a clip, evenly over its beginning.
 
     Args:
@@ -131,21 +134,23 @@ def thumbnails(video: Any, count: int = 4, seconds: float = 5.0, size: int = 240
 
     name = _name(video)
     found: list[Image.Image] = []
-    start = None
-    for frame in _frames(video, name, 16.0):
+    start, stride = None, 1
+    for number, frame in enumerate(_frames(video, name, 16.0)):
         start = frame.time if start is None else start
-        if frame.time - start > seconds + 1e-6 and found:
+        if frame.time - start > seconds + 1e-6:
             break
-        # Four times as many as are shown, so that the choice below is even in clips shorter than asked for.
-        if frame.time - start < len(found) * seconds / (4 * count) - 1e-6:
+        if number % stride:
             continue
         pixels = ((_tensor(frame.pixels(), name) + 1) * 127.5).round().clamp(0, 255).byte()
         image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
         shown = (image.width * frame.aspect, image.height)
         scale = size / max(shown)
         found.append(image.resize((max(1, round(shown[0] * scale)), max(1, round(shown[1] * scale)))))
-    chosen = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)
-    return [found[i] for i in chosen]
+        if (
+            len(found) > 2 * count
+        ):  # nobody knows how long the clip is: keep every other one, and go on in larger steps
+            found, stride = found[::2], 2 * stride
+    return _evenly(found, count)
 
 
 def filmstrip(columns: Sequence[tuple[str, Sequence[Strip]]]) -> bytes:
@@ -175,7 +180,7 @@ def _strips(columns: Sequence[tuple[str, Sequence[Strip]]], scale: float) -> Ima
 
     margin, gutter, frame_gap = px(28), px(48), px(6)
     cell = px(748)
-    head, line, below = px(62), px(34), px(30)
+    head, line, below = px(66), px(34), px(30)
     large, bold, plain = (_font(*spec) for spec in (("Bold", px(30)), ("Bold", px(25)), ("", px(25))))
     most_width, most_height = px(182), px(140)
 
@@ -192,17 +197,20 @@ def _strips(columns: Sequence[tuple[str, Sequence[Strip]]], scale: float) -> Ima
     draw = ImageDraw.Draw(image)
     for place, (heading, strips) in enumerate(columns):
         left, top = margin + place * (cell + gutter), margin
-        draw.text((left, top), heading, _ABOVE if place == 0 else _BELOW, large)
+        colour = _ABOVE if place == 0 else _BELOW
+        draw.text((left, top), heading, colour, large)
+        draw.rectangle((left, top + px(43), left + cell - 1, top + px(46)), colour)
         top += head
         for strip, height in zip(strips, heights, strict=False):
             draw.text((left, top), _cut(strip.title, bold, cell), _INK, bold)
             draw.text((left, top + line), _cut(strip.caption, plain, cell), _GREY, plain)
             across = left
-            for frame in strip.frames:
-                ratio = min(most_width / frame.width, height / frame.height)
-                small = frame.resize((max(1, round(frame.width * ratio)), max(1, round(frame.height * ratio))))
-                image.paste(small, (across, top + 2 * line + px(8)))
-                across += small.width + frame_gap
+            first = strip.frames[0]
+            ratio = min(most_width / first.width, height / first.height)
+            shown = (max(1, round(first.width * ratio)), max(1, round(first.height * ratio)))
+            for frame in _evenly(strip.frames, (cell + frame_gap) // (shown[0] + frame_gap)):
+                image.paste(frame.resize(shown), (across, top + 2 * line + px(8)))
+                across += shown[0] + frame_gap
             top += 2 * line + px(8) + height + below
     return image
 
@@ -211,10 +219,11 @@ def _edges(values: np.ndarray) -> np.ndarray:
     """Edges of equal bins of a round width, zero among them wherever it lies in the range."""
     low, high = float(values.min()), float(values.max())
     bins = min(40, max(8, round(2 * math.sqrt(len(values)))))
-    rough = max((high - low) / bins, 1e-4)
+    rough = (high - low) / bins if high - low > 1e-3 else 0.01
     power = 10.0 ** math.floor(math.log10(rough))
     width = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= rough * (1 - 1e-9))
-    first, last = math.floor(low / width), math.floor(high / width) + 1
+    # A value on an edge opens its bin, though the division may fall short of it; one below zero stays below.
+    first, last = math.floor(low / width + (1e-9 if low > 0 else 0)), math.floor(high / width + 1e-9) + 1
     return np.arange(first, last + 1) * width
 
 
@@ -230,6 +239,11 @@ def _clips(values: np.ndarray) -> str:
 
 def _signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
+
+
+def _evenly(items: list[Any], count: int) -> list[Any]:
+    """At most `count` of them, the first and the last among them."""
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)]
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
@@ -277,7 +291,7 @@ def strips_of(clips: Iterable[tuple[Any, str, str]], seconds: float = 5.0) -> li
     for video, title, caption in clips:
         try:
             frames = thumbnails(video, seconds=seconds)
-        except (ClipError, OSError):
+        except (ClipError, OSError, TypeError):
             continue
         strips.append(Strip(frames, title, caption))
     return strips
