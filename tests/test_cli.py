@@ -12,8 +12,8 @@ import pytest
 from datasets import Dataset, load_dataset, load_from_disk
 
 from hf_motive import __version__
-from hf_motive.choosing import SelectArguments
 from hf_motive.cli import main, parse
+from hf_motive.commands.select import SelectArguments
 from hf_motive.index import GradientIndex
 from tests.clips import write_corpus
 from tests.families import wan

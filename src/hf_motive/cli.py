@@ -1,7 +1,7 @@
 """`hf-motive score | select | push | inspect`: the library for those who do not want to write Python.
 
 Here stands how a command line becomes arguments and an error becomes a sentence. What the commands do is in
-`scoring.py`, `choosing.py`, `publishing.py` and `inspection.py`; each is imported when its command is called.
+`scoring.py` and `commands/`, each imported when its command is called.
 """
 
 from __future__ import annotations
@@ -151,16 +151,16 @@ def score(
 
 
 def select(arguments: Sequence[str]) -> None:
-    from .choosing import SelectArguments
-    from .choosing import select as run
+    from .commands.select import SelectArguments
+    from .commands.select import select as run
 
     usage = "hf-motive select SOURCE --output FOLDER [options]"
     run(*parse(SelectArguments, arguments, ("source",), prog="hf-motive select", usage=usage, description=SELECT))
 
 
 def push(arguments: Sequence[str]) -> None:
-    from .publishing import PushArguments
-    from .publishing import push as run
+    from .commands.push import PushArguments
+    from .commands.push import push as run
 
     usage = "hf-motive push SOURCE REPO_ID [options]"
     places = ("source", "repo_id")
@@ -168,8 +168,8 @@ def push(arguments: Sequence[str]) -> None:
 
 
 def inspect(arguments: Sequence[str]) -> None:
-    from .inspection import InspectArguments
-    from .inspection import inspect as run
+    from .commands.inspect import InspectArguments
+    from .commands.inspect import inspect as run
 
     usage = "hf-motive inspect SOURCE [OTHER] [options]"
     places = ("source", "other")

@@ -14,8 +14,7 @@ from datasets import Dataset, DatasetDict
 from rich.console import Console
 from scipy.stats import spearmanr
 
-from hf_motive.index import GradientIndex, IndexMismatchError
-from hf_motive.inspection import (
+from hf_motive.commands.inspect import (
     Distribution,
     InspectArguments,
     compare,
@@ -24,8 +23,9 @@ from hf_motive.inspection import (
     open_subject,
     to_json,
 )
-from hf_motive.inspection_report import print_comparison, print_description
-from hf_motive.sources import find
+from hf_motive.commands.inspect_report import print_comparison, print_description
+from hf_motive.commands.sources import find
+from hf_motive.index import GradientIndex, IndexMismatchError
 from hf_motive.transforms import influence_columns, settings_digest
 
 DIM = 16

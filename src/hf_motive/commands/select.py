@@ -159,8 +159,8 @@ def choose(
         The rows, and of them `rows`, `scored`, `kept` (how many), `by`, `cut_off` (the score of the last one),
         `cut_off_text` and `selection` (for people), and `unscored`: status -> how many, and the reason of one.
     """
-    from .influence import selection_size
-    from .selection import best, best_of_each, without_worst
+    from ..influence import selection_size
+    from ..selection import best, best_of_each, without_worst
 
     by, group = arguments.by, arguments.group_column
     for name in (by, group):
@@ -244,7 +244,7 @@ def _unscored(table: Dataset, by: str) -> dict[str, tuple[int, str]]:
 
 
 def _last(scores: list[float], by: str, worst: bool) -> float:
-    from .selection import RANKS
+    from ..selection import RANKS
 
     return max(scores) if (by in RANKS) != worst else min(scores)
 
@@ -289,7 +289,7 @@ def _write(kept: Any, arguments: SelectArguments, columns: dict[str, Any]) -> Pa
 
     output = Path(arguments.output).expanduser()
     if arguments.format == "videofolder":
-        from .export import write_videofolder
+        from ..export import write_videofolder
 
         return write_videofolder(
             kept, output, caption_files=arguments.caption_files, overwrite=arguments.overwrite, **columns

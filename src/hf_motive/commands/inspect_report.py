@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .inspection import Comparison, Distribution, IndexDescription, ScoredDescription
+from .inspect import Comparison, Distribution, IndexDescription, ScoredDescription
 
 if TYPE_CHECKING:
     from rich.console import Console

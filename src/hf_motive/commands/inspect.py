@@ -21,7 +21,7 @@ from .sources import Source, find, is_index_on_hub, read_scores, read_selection
 if TYPE_CHECKING:
     from pyarrow import Table
 
-    from .index import GradientIndex
+    from ..index import GradientIndex
 
 _BINS = 12
 
@@ -170,11 +170,11 @@ def open_subject(source: str | Path, split: str = "train") -> Subject:
         ValueError: It is a dataset without scores.
         IndexCorruptError: It is an index, and broken.
     """
-    from .index import GradientIndex
+    from ..index import GradientIndex
 
     found = find(source)
     if found.kind == "hub" and is_index_on_hub(found.name):
-        from .hub import load_index
+        from ..hub import load_index
 
         found = replace(found, kind="index", scored=None)
         return Subject(found, load_index(found.name), None, [])
@@ -196,7 +196,7 @@ def describe(subject: Subject) -> IndexDescription | ScoredDescription:
     if subject.table is None:
         assert index is not None
         return index
-    from .transforms import group_columns
+    from ..transforms import group_columns
 
     columns = {name: subject.table[name].to_pylist() for name in subject.table.column_names}
     statuses = columns.get("influence_status") or []
@@ -225,7 +225,7 @@ def describe(subject: Subject) -> IndexDescription | ScoredDescription:
 
 def compare(one: Subject, other: Subject) -> Comparison:
     """Whether their features, and for two scored datasets their ranks, may be held against each other."""
-    from .index import IndexMismatchError
+    from ..index import IndexMismatchError
 
     differences: dict[str, tuple[Any, Any]] = {}
     known = True
@@ -285,7 +285,7 @@ def to_json(value: Any) -> str:
 
 
 def _describe_index(name: str, index: GradientIndex) -> IndexDescription:
-    from .transforms import settings_digest
+    from ..transforms import settings_digest
 
     return IndexDescription(
         source=name,
@@ -305,7 +305,7 @@ def _describe_index(name: str, index: GradientIndex) -> IndexDescription:
 def _shards(folder: Path, dim: int) -> Iterator[ShardDescription]:
     import fcntl
 
-    from .storage import Shard
+    from ..storage import Shard
 
     for path in sorted(folder.glob("shard-*.rows.jsonl")):
         shard = Shard(folder, path.name.removeprefix("shard-").removesuffix(".rows.jsonl"), dim)
@@ -330,7 +330,7 @@ def _settings(subject: Subject) -> list[str]:
     """Digests of the settings, from the index or from the rows."""
     if subject.index is None:
         return _different(_column(subject, "influence_settings"))
-    from .transforms import settings_digest
+    from ..transforms import settings_digest
 
     return [settings_digest(subject.index)]
 
@@ -397,7 +397,7 @@ class InspectArguments:
 
 def inspect(arguments: InspectArguments) -> int:
     """Print what one or two are. Returns the exit status: 3 where two are not comparable, or it cannot be told."""
-    from .inspection_report import print_comparison, print_description
+    from .inspect_report import print_comparison, print_description
 
     names = [arguments.source] if arguments.other is None else [arguments.source, arguments.other]
     subjects = [open_subject(name, arguments.split) for name in names]

@@ -89,7 +89,7 @@ def selected_from(source: Source, selection: dict[str, Any]) -> str:
 
 def job_of(source: Source) -> dict[str, Any]:
     """The options that a run was told; of an index those of its run. Empty where nothing says."""
-    from .scoring import JOB
+    from ..scoring import JOB
 
     if source.kind not in ("run", "index"):
         return {}
@@ -122,8 +122,8 @@ def load_scored(source: Source, split: str, columns: dict[str, Any]) -> Dataset 
         ValueError: It has not been scored.
         FileNotFoundError: A run that has not ended.
     """
-    from .corpus import load_clips
-    from .scoring import JOB, load_run
+    from ..corpus import load_clips
+    from ..scoring import JOB, load_run
 
     if source.kind == "index":
         raise ValueError(f"{source.name} is an index: it has features, and no scores yet. Give its run's folder")

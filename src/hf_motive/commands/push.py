@@ -57,8 +57,8 @@ def push(arguments: PushArguments) -> list[str]:
         HubError: The Hub refused or could not be reached. What is here is as it was.
         ValueError: The source cannot be pushed so.
     """
-    from .hub import push_dataset, push_index
-    from .index import GradientIndex
+    from ..hub import push_dataset, push_index
+    from ..index import GradientIndex
 
     source = find(arguments.source)
     if source.kind == "hub":
@@ -122,7 +122,7 @@ def _whole(source: Source, said: dict[str, Any], split: str) -> tuple[Any, Any]:
     """The corpus that was selected from and its index, where they still are."""
     from datasets import Dataset
 
-    from .index import GradientIndex
+    from ..index import GradientIndex
 
     try:
         origin = find(selected_from(source, said))
