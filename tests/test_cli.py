@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from datasets import Dataset, load_dataset, load_from_disk
 
 from hf_motive import __version__
@@ -281,6 +282,8 @@ def test_to_the_hub_and_back(job, run, tmp_path):
     sentence = "The best 3 by influence_rank, best first: 3 of 9 rows with this score, of 10 in all."
     assert sentence in selected and sentence in cards["few"]
     card = cards["scored"]
+    features = yaml.safe_load(files["scored"]["README.md"].decode().split("---\n")[1])["dataset_info"]["features"]
+    assert {"name": "video", "dtype": "video"} in features  # which everybody's `datasets` decodes, if it can
     assert "license: cc-by-4.0" in card and "v7" in card and "corpus" in card and str(job) not in card
     assert "train/metadata.jsonl" in files["few"] and "index.json" in files["scored-index"]
 

@@ -120,10 +120,10 @@ class _Fault:
     def sentence(self, has_token: bool) -> str:
         said = f" ({self.said})" if self.said else ""
         if self.status == 401 and not has_token:
-            return f"the Hub asks for a login{said}: run `hf auth login`, or pass token=."
+            return f"the Hub asks for a login{said}: run `hf auth login`, set HF_TOKEN, or pass token=."
         remedies = {
             400: "what was sent is not acceptable to it.",
-            401: "the token is invalid, or it is missing: run `hf auth login`, or pass token=.",
+            401: "the token is invalid, or it is missing: run `hf auth login`, set HF_TOKEN, or pass token=.",
             403: "the token lacks the permission, write permission for a push: give it at "
             "https://huggingface.co/settings/tokens, or choose a namespace of yours.",
             404: "there is no such repository or revision, or the token may not see it: check the id, its namespace "

@@ -57,9 +57,13 @@ def push(arguments: PushArguments) -> list[str]:
         HubError: The Hub refused or could not be reached. What is here is as it was.
         ValueError: The source cannot be pushed so.
     """
+    import datasets
+    from datasets import Video
+
     from ..hub import push_dataset, push_index
     from ..index import GradientIndex
 
+    datasets.logging.set_verbosity_error()  # it says how many processes it would have used
     source = find(arguments.source)
     if source.kind == "hub":
         raise FileNotFoundError(
@@ -89,6 +93,8 @@ def push(arguments: PushArguments) -> list[str]:
     else:
         columns = columns_of(source, arguments.video_column, arguments.caption_column)
         dataset = load_scored(source, arguments.split, columns)
+        if dataset.features.get(columns["video_column"]) == Video(decode=False):  # so only because we need no decoder
+            dataset = dataset.cast_column(columns["video_column"], Video())
         selection, whole = arguments.selection or said.get("selection"), None
         if said:
             whole, index = _whole(source, said, arguments.split)
