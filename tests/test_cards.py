@@ -19,8 +19,8 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from hf_motive import pictures
-from hf_motive.cards import dataset_card, index_card, markdown, size_category
 from hf_motive.corpus import load_clips
+from hf_motive.hub.cards import dataset_card, index_card, markdown, size_category
 from hf_motive.index import GradientIndex
 from hf_motive.selection import best
 from tests import hub_validation
@@ -242,7 +242,7 @@ def test_the_pictures(scored):
 def test_pictures_leave_matplotlib_as_it_is_and_take_nothing_from_it(scored):
     script = """
 import sys, numpy as np, matplotlib
-from hf_motive.pictures import histogram
+from hf_motive.hub.pictures import histogram
 values = np.linspace(-0.2, 0.5, 50)
 plain = histogram(values, values)
 assert "matplotlib.pyplot" not in sys.modules
@@ -267,7 +267,7 @@ def test_a_histogram_draws_what_there_is():
     assert 1.8 < blue.max() / orange.max() < 2.2
     orange, blue = columns(np.asarray([0.0]))
     assert not orange.any() and blue.any()
-    orange, blue = columns(np.asarray([-1e-9]))
+    orange, blue = columns(np.asarray([-1e-12]))
     assert orange.any() and not blue.any()
     all_of_them = np.random.default_rng(0).normal(0, 0.1, 20_000)
     orange, blue = columns(np.sort(all_of_them)[-5:], all_of_them)
