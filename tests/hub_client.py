@@ -118,7 +118,7 @@ def load(repo_id: str, streaming: bool = False, split: str = "train") -> dict[st
 
 
 def refused(text: str) -> str:
-    from hf_motive.repository import _refused
+    from hf_motive.hub.repository import _refused
 
     return _refused(text)
 

@@ -18,8 +18,8 @@ from datasets import Dataset
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from hf_motive import pictures
 from hf_motive.corpus import load_clips
+from hf_motive.hub import pictures
 from hf_motive.hub.cards import dataset_card, index_card, markdown, size_category
 from hf_motive.index import GradientIndex
 from hf_motive.selection import best

@@ -496,4 +496,4 @@ def test_somebody_else_commits_at_the_same_time(hub, client, local):
 
 
 def test_waits_are_said(client):
-    assert re.search(r"WARNING:hf_motive.retries:pushing .*: 500 .*Attempt 2 of 5 follows in 1 s", client.output)
+    assert re.search(r"WARNING:hf_motive.hub.retries:pushing .*: 500 .*Attempt 2 of 5 follows in 1 s", client.output)

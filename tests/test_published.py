@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from hf_motive.hub.published import embedded, last_name, provenance, snapshot, without_folders
 from hf_motive.index import GradientIndex
-from hf_motive.published import embedded, last_name, provenance, snapshot, without_folders
 
 SETTINGS = {"features": {"seed": 0}, "provenance": {"pipeline": "/home/somebody/models/wan", "torch": "2"}}
 

@@ -8,8 +8,8 @@ from email.utils import formatdate
 
 import pytest
 
-from hf_motive import retries
-from hf_motive.retries import HubError, persist, scrub
+from hf_motive.hub import retries
+from hf_motive.hub.retries import HubError, persist, scrub
 
 TOKEN = "hf_" + "Secret" * 5
 

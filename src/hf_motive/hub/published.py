@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .index import GradientIndex
-from .storage import IndexCorruptError, canonical_json
+from ..index import GradientIndex
+from ..storage import IndexCorruptError, canonical_json
 
 if TYPE_CHECKING:
     import pyarrow as pa

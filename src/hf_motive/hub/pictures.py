@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .errors import ClipError
+from ..errors import ClipError
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
@@ -130,7 +130,7 @@ def thumbnails(video: Any, count: int = 6, seconds: float = 5.0, size: int = 240
     """
     from PIL import Image
 
-    from .video import _frames, _name, _tensor
+    from ..video import _frames, _name, _tensor
 
     name = _name(video)
     found: list[Image.Image] = []

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .index import GradientIndex
+from ..index import GradientIndex
 from .published import SHARD_BYTES, embedded, provenance, snapshot, undecoded
 from .repository import Repository
 from .retries import HubError
@@ -41,7 +41,7 @@ def push_dataset(
 
     The data goes first, then the card, so that a card never speaks of data that is not there. A second push replaces
     the rows of the same split, its files and the card. Each call to the Hub is tried again as
-    `hf_motive.retries.persist` says; what was uploaded is not uploaded again.
+    `hf_motive.hub.retries.persist` says; what was uploaded is not uploaded again.
 
     Folders of this machine are not published: of each clip's path, and of each path in a reason, the name stays.
 
@@ -209,7 +209,7 @@ def _push_rows(repo: Repository, dataset: Any, split: str, video_column: str, sh
 
 def _push_folder(repo: Repository, dataset: Any, split: str, video_column: str, caption_column: str) -> None:
     """Clips as files and their metadata, in a folder that is named like the split."""
-    from .export import METADATA, write_videofolder
+    from ..export import METADATA, write_videofolder
 
     card = repo.card()
     _point_to(card.data, split, f"{split}/**")
@@ -278,7 +278,7 @@ def _check_index(dataset: Any, index: GradientIndex) -> None:
     """Raise ValueError where the rows say that they were scored with another index."""
     from datasets import Dataset
 
-    from .transforms import settings_digest
+    from ..transforms import settings_digest
 
     column = "influence_settings"
     if column not in (dataset.column_names or ()):

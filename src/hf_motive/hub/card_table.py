@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .corpus import as_files
+from ..corpus import as_files
 
 
 class CardTable:

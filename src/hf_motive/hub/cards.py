@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..corpus import clip_name
+from ..influence import selection_size
+from ..transforms import group_columns, settings_digest
 from .card_table import CardTable
 from .card_text import (
     clips,
@@ -24,15 +27,12 @@ from .card_text import (
     signed,
     size_category,
 )
-from .corpus import clip_name
-from .influence import selection_size
 from .published import without_folders
-from .transforms import group_columns, settings_digest
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-    from .index import GradientIndex
+    from ..index import GradientIndex
 
 #: Clips shown at either end of the ranking.
 ENDS = 4
@@ -322,7 +322,7 @@ def _whole_number(value: float) -> str:
 def _render(template: str | Path, metadata: dict[str, Any], **fields: Any) -> str:
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    from . import __version__
+    from .. import __version__
 
     own = resources.files("hf_motive.hub_cards") / str(template)
     source = (own if template in ("dataset.md", "index.md") else Path(template)).read_text(encoding="utf-8")
