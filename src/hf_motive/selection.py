@@ -83,7 +83,7 @@ def _order(dataset: AnyDataset, by: str, *others: str) -> tuple[Any, ...]:
                 "MotiveAttributor.influence adds influence columns, add_motion those of motion"
             )
     if hasattr(dataset, "select"):
-        columns = [dataset[column][:] for column in (by, *others)]
+        columns: list[Any] = [dataset[column][:] for column in (by, *others)]
     else:
         read = [[row[column] for column in (by, *others)] for row in dataset]
         columns = [list(column) for column in zip(*read, strict=True)] or [[], *([] for _ in others)]

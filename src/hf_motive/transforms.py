@@ -229,7 +229,10 @@ def _rows(ids: Sequence[str], index: GradientIndex) -> tuple[list[str], list[str
     """Status, reason and mean motion of each id. The second row of one id is a duplicate: it is not ranked twice."""
     known = index.rows(dict.fromkeys(i for i in ids if i in index))  # in the order in which they are first met here
     first: dict[str, int] = {}
-    statuses, reasons, motion = [], [], []
+    statuses: list[str] = []
+    reasons: list[str] = []
+    motion: list[float] = []
+    mean: float | None
     for row, identity in enumerate(ids):
         if identity in first:
             status = "duplicate"
