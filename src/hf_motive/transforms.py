@@ -180,8 +180,8 @@ def add_influence(
 class _Lookup:
     """A row of a stream, and its place, to its influence columns, found by its id.
 
-    Of rows with one id the first is ranked. Its place tells which that is: a stream that is read in another order (in
-    shares, shuffled) may then count a row too many as a duplicate, but never rank a clip twice.
+    Of rows with one id the first is ranked, and its place tells which that is. In shares (workers, processes) or
+    shuffled, places are others: a copy may then be ranked beside the first, or none of the two.
     """
 
     def __init__(self, columns: Mapping[str, Sequence], row_id: RowId):
