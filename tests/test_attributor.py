@@ -258,7 +258,7 @@ def test_no_queries_and_no_rows(attributor, corpus, tmp_path):
     index = attributor.index(corpus.select([0]), tmp_path / "index", progress=False)
     with pytest.raises(ValueError, match="the query dataset has no rows"):
         attributor.influence(corpus, index, corpus.select([]), progress=False)
-    with pytest.raises(ValueError, match="has no rows: nothing to score"):
+    with pytest.raises(ValueError, match="has no rows"):
         attributor.index(corpus.select([]), tmp_path / "index", progress=False)
     static = Dataset.from_dict({"video": [str(tmp_path / "gone.mp4")], "caption": ["a"]})
     with pytest.raises(ValueError, match="no query has a feature, so there is nothing to rank: 1 unreadable"):
@@ -331,3 +331,10 @@ def test_masks_in_a_column_are_taken_and_not_computed(attributor, corpus, querie
         taken.feature(coarse[0]["video"], "a square", coarse[0])
     changed = clips.map(lambda row: {"motion_mask": [[[255] * grid[2]] * grid[1]] * grid[0]}, features=clips.features)
     assert not set(taken.ids(changed)) & set(taken.ids(clips)), "another mask is another feature"
+    # A mask by itself will do: how much the clip moves is then not known.
+    alone = clips.select([0]).select_columns(["video", "caption", "motion_mask"])
+    unknown = taken.index(alone, tmp_path / "alone")
+    assert unknown.counts() == {"ok": 1} and next(unknown.rows()).facts["mean_motion"] is None
+    # On a stream it is the same.
+    streamed = taken.index(clips.to_iterable_dataset(), tmp_path / "streamed", progress=False)
+    assert streamed.digest() == index.digest()

@@ -89,7 +89,7 @@ def test_errors_name_the_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist: give a folder of clips, a table, or the id"):
         load_clips(tmp_path / "nowhere")
     (tmp_path / "metadata.jsonl").write_text("")
-    with pytest.raises(ValueError, match="has no rows: nothing to score"):
+    with pytest.raises(ValueError, match="has no rows"):
         load_clips(tmp_path)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.mp4"}\n{"file_name": \n')
     with pytest.raises(ValueError, match="line 2 is not JSON"):

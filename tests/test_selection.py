@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, IterableDataset
 
 from hf_motive.selection import best, best_of_each, without_worst
 
@@ -55,3 +55,35 @@ def test_what_is_missing_is_named():
         best_of_each(SCORED, 1, "kind")
     with pytest.raises(ValueError, match="no row has a score in column 'influence'"):
         best(SCORED.select([1, 6]), by="influence")
+
+
+def test_whatever_the_format_and_the_kind_of_group():
+    groups = {
+        "numbers": [1, 10, 2, 9, 2, 1, 1],
+        "lists": [["a"], ["b"], None, ["a"], ["b"], ["a"], None],
+        "floats": [1.0, float("nan"), None, 1.0, float("nan"), 2.0, 2.0],
+    }
+    table = SCORED
+    for name, values in groups.items():
+        table = table.add_column(name, values)
+    for form in (None, "numpy", "torch", "pandas"):
+        shown = table.with_format(form)
+        assert names(best(shown, count=2).with_format(None)) == "de"
+        for name in groups:
+            chosen = best_of_each(shown, 1, name, by="influence").with_format(None)
+            stream = best_of_each(table.to_iterable_dataset(), 1, name, by="influence")
+            assert sorted(chosen["name"]) == sorted(row["name"] for row in stream)
+    few = best_of_each(table, 1, "numbers", by="influence")
+    assert few["numbers"][:] == sorted(few["numbers"][:]), "in the order of numbers, not of texts"
+
+
+def test_what_cannot_be_chosen_from_is_said():
+    for column in ("name", "lists"):
+        with pytest.raises(ValueError, match=f"column '{column}' holds no numbers"):
+            best(SCORED.add_column("lists", [[1.0]] * 7), by=column)
+    with pytest.raises(TypeError, match=r"the dataset has several splits: give one, dataset\['train'\]"):
+        best(DatasetDict(train=SCORED))
+    with pytest.raises(ValueError, match="the dataset has no rows"):
+        best(IterableDataset.from_generator(lambda: iter(())))
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        best(SCORED, count=0)

@@ -6,17 +6,18 @@ import io
 import json
 import pickle
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset, IterableDataset, Video, load_dataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Video, load_dataset
 
 from hf_motive import MotiveAttributor
 from hf_motive.corpus import as_files, load_clips
 from hf_motive.index import GradientIndex
 from hf_motive.motion_columns import MotionFeatures, add_motion
 from hf_motive.selection import best, best_of_each, without_worst
-from hf_motive.transforms import TEXT_COLUMNS
+from hf_motive.transforms import TEXT_COLUMNS, group_columns
 from tests.clips import write_corpus
 from tests.families import wan
 
@@ -176,7 +177,7 @@ def test_selections_of_a_stream_are_those_of_the_dataset(attributor, folder, que
 
 def test_an_empty_stream_and_a_missing_column_are_one_sentence(attributor, tmp_path):
     empty = IterableDataset.from_generator(lambda: iter(()))
-    with pytest.raises(ValueError, match="the dataset has no rows: nothing to score"):
+    with pytest.raises(ValueError, match="the dataset has no rows"):
         attributor.index(empty, tmp_path / "index", progress=False)
     nameless = Dataset.from_dict({"film": ["a.mp4"], "caption": ["a"]}).to_iterable_dataset()
     with pytest.raises(ValueError, match="no column 'video'; its columns are film, caption"):
@@ -218,6 +219,33 @@ def test_columns_for_each_query_and_the_rivals(attributor, folder, queries, on_d
     assert best(known, count=2, by="rival_whole_clip_rank")["rival_whole_clip_rank"][:] == [0, 1]
     assert set(scored["influence_settings"]) == set(known["influence_settings"]) != set(alone["influence_settings"])
     assert set(scored["influence_queries"]) == set(known["influence_queries"])
+
+
+def test_a_second_scoring_leaves_nothing_of_the_first(attributor, folder, queries, on_disk):
+    index, known = on_disk
+    assert {"influence_left", "rival_random"} <= set(known.column_names)
+    again = attributor.influence(known, index, queries, progress=False)
+    streamed = attributor.influence(known.to_iterable_dataset(), index, queries, progress=False)
+    assert set(again.column_names) == set(streamed.column_names) == set(streamed.features)
+    assert not [name for name in again.column_names if name.startswith(("rival", "influence_left", "influence_right"))]
+    assert set(next(iter(streamed))) == set(again.column_names)
+    for wrong in (DatasetDict(train=known), IterableDatasetDict(train=known.to_iterable_dataset())):
+        with pytest.raises(TypeError, match=r"has several splits: give one, dataset\['train'\]"):
+            attributor.influence(wrong, index, queries, progress=False)
+    shown = attributor.influence(known.with_format("pandas"), index, queries, progress=False)
+    np.testing.assert_array_equal(shown.with_format(None)["influence"], again["influence"])
+
+
+def test_queries_of_one_name_are_told_apart(attributor, folder, queries, on_disk, tmp_path):
+    """Files of one name in two folders, and two without a name."""
+    rows = [queries[row] for row in range(3)]
+    for row, path in zip(rows, ("a/x.mp4", "b/x.mp4", None), strict=True):
+        row["video"] = {"path": path, "bytes": Path(row["video"]["path"]).read_bytes()}
+    named = Dataset.from_list(rows).cast_column("video", Video(decode=False))
+    scored = attributor.influence(load_clips(folder / "files"), on_disk[0], named, per_query=True, progress=False)
+    ids = attributor.ids(named)
+    expected = {f"influence_x.mp4 {ids[0]}", f"influence_x.mp4 {ids[1]}", f"influence_row {ids[2]}"}
+    assert set(group_columns(scored.column_names)) == expected
 
 
 def test_a_group_that_would_take_a_column_is_refused(attributor, folder, queries, on_disk):

@@ -220,6 +220,7 @@ class MotiveAttributor:
         from datasets import Dataset
 
         state, row_id = processes(), self.row_id
+        dataset = dataset.with_format(None)
         if not isinstance(dataset, Dataset):  # a stream has one order, and one process that reads it
             found = [[row_id(example) for example in dataset] if state.is_main_process else None]
             return broadcast_object_list(found)[0]

@@ -123,17 +123,8 @@ def load_clips(
 
 
 def undecoded(dataset: AnyDataset, video_column: str, caption_column: str, *, name: str = "the dataset") -> AnyDataset:
-    """Check the two columns and cast the video column to `Video(decode=False)`. Raises ValueError as `load_clips`."""
-    from datasets import Dataset
-
-    if isinstance(dataset, Dataset):
-        if dataset.num_rows == 0:
-            raise ValueError(f"{name} has no rows: nothing to score")
-    elif dataset.features is None:
-        try:
-            dataset = dataset._resolve_features()  # looks at the first rows of the stream
-        except StopIteration:
-            raise ValueError(f"{name} has no rows: nothing to score") from None
+    """Check the two columns and cast that of the video to `Video(decode=False)`. Raises as `load_clips`, `readable`."""
+    dataset = readable(dataset, name)
     for column, what in ((video_column, "video"), (caption_column, "caption")):
         if column not in dataset.features:
             raise ValueError(
@@ -141,6 +132,29 @@ def undecoded(dataset: AnyDataset, video_column: str, caption_column: str, *, na
                 f"Name the right one with {what}_column="
             )
     return as_files(dataset, video_column)
+
+
+def readable(dataset: AnyDataset, name: str = "the dataset") -> AnyDataset:
+    """One split whose rows are plain Python values and whose features are known.
+
+    Raises:
+        TypeError: several splits.
+        ValueError: no rows.
+    """
+    from datasets import Dataset
+
+    if isinstance(dataset, dict):
+        raise TypeError(f"{name} has several splits: give one, dataset[{next(iter(dataset), 'train')!r}]")
+    dataset = dataset.with_format(None)
+    if isinstance(dataset, Dataset):
+        if dataset.num_rows == 0:
+            raise ValueError(f"{name} has no rows")
+    elif dataset.features is None:
+        try:
+            dataset = dataset._resolve_features()  # looks at the first rows of the stream
+        except StopIteration:
+            raise ValueError(f"{name} has no rows") from None
+    return dataset
 
 
 def as_files(dataset: AnyDataset, video_column: str) -> AnyDataset:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .corpus import readable
 from .influence import selection_size
 
 if TYPE_CHECKING:
@@ -55,16 +56,30 @@ def best_of_each(dataset: AnyDataset, count: int, group_column: str, *, by: str 
     order, scores, groups = _order(dataset, by, group_column)
     chosen: dict[Any, list[int]] = {}
     for row in order:
-        members = chosen.setdefault(groups[row], [])
+        members = chosen.setdefault(_key(groups[row]), [])
         if len(members) < count:
             members.append(int(row))
     if not hasattr(dataset, "select"):
         levels = {group: _level(scores[members], by) for group, members in chosen.items()}
         return dataset.filter(
-            lambda score, group: group in levels and _reaches(score, levels[group], by),
+            lambda score, group: _key(group) in levels and _reaches(score, levels[_key(group)], by),
             input_columns=[by, group_column],
         )
-    return dataset.select([row for group in sorted(chosen, key=str) for row in chosen[group]])
+    return dataset.select([row for group in sorted(chosen, key=_place) for row in chosen[group]])
+
+
+def _key(group: Any) -> Any:
+    """A value to group by: what has none is one group, and a list or mapping is what it says."""
+    if group is None or group != group:  # NaN
+        return None
+    return group if isinstance(group, (str, int, float)) else str(group)
+
+
+def _place(key: Any) -> tuple[int, float, str]:
+    """In order: rows without a value, numbers, texts."""
+    if key is None:
+        return (0, 0.0, "")
+    return (2, 0.0, key) if isinstance(key, str) else (1, float(key), "")
 
 
 def _check_count(count: int | None) -> None:
@@ -74,8 +89,7 @@ def _check_count(count: int | None) -> None:
 
 def _order(dataset: AnyDataset, by: str, *others: str) -> tuple[Any, ...]:
     """Rows from best to worst, those without a score (null or NaN) left out; all scores; the other columns."""
-    if dataset.features is None:
-        dataset = dataset._resolve_features()
+    dataset = readable(dataset)
     for column in (by, *others):
         if column not in dataset.features:
             raise ValueError(
@@ -87,7 +101,12 @@ def _order(dataset: AnyDataset, by: str, *others: str) -> tuple[Any, ...]:
     else:
         read = [[row[column] for column in (by, *others)] for row in dataset]
         columns = [list(column) for column in zip(*read, strict=True)] or [[], *([] for _ in others)]
-    scores = np.asarray([np.nan if score is None else score for score in columns[0]], dtype=np.float64)
+    try:
+        scores = np.asarray([np.nan if score is None else score for score in columns[0]], dtype=np.float64)
+    except (TypeError, ValueError):
+        scores = np.empty((0, 0))
+    if scores.ndim != 1:
+        raise ValueError(f"column {by!r} holds no numbers to choose by")
     rows = np.flatnonzero(~np.isnan(scores))
     if not len(rows):
         raise ValueError(f"no row has a score in column {by!r}")

@@ -27,6 +27,8 @@ TEXT_COLUMNS = (
     "influence_settings",
     "influence_queries",
 )
+#: What a cheaper choice would go by.
+RIVAL_COLUMNS = ("rival_random", "rival_whole_clip", "rival_whole_clip_rank")
 _PREFIX = "influence_"
 _RESERVED = {"influence_votes", "influence_rank", *TEXT_COLUMNS}
 
@@ -38,7 +40,7 @@ def group_columns(names: Iterable[str]) -> list[str]:
 
 def is_score(name: str) -> bool:
     """Whether a column is one of those that `influence_columns` makes."""
-    return name in ("influence", "motion_mean") or name.startswith((_PREFIX, "rival_"))
+    return name in ("influence", "motion_mean", *RIVAL_COLUMNS) or name.startswith(_PREFIX)
 
 
 def settings_digest(index: GradientIndex) -> str:
@@ -155,7 +157,7 @@ def influence_columns(
 def add_influence(
     dataset: Dataset | IterableDataset, columns: Mapping[str, Sequence], row_id: RowId
 ) -> Dataset | IterableDataset:
-    """Put columns beside the rows that they were computed for; columns of the same names are replaced.
+    """Put columns beside the rows that they were computed for, in place of those of an earlier scoring.
 
     Args:
         dataset: The rows. Those of a stream are found by their id, whatever order they come in; its videos are not
@@ -165,16 +167,18 @@ def add_influence(
     """
     from datasets import Dataset, Features
 
-    stale = [name for name in dataset.column_names or () if name in columns]
+    stale = [name for name in dataset.column_names or () if is_score(name)]
     if isinstance(dataset, Dataset):
         dataset = dataset.remove_columns(stale)
         for name, values in columns.items():
             dataset = dataset.add_column(name, list(values), feature=_feature(name))
         return dataset
     stream = undecoded(dataset, row_id.video_column, row_id.caption_column)
+    stale = [name for name in stream.features if is_score(name)]
     features = {name: feature for name, feature in stream.features.items() if name not in stale}
     features |= {name: _feature(name) for name in columns}
-    return stream.map(_Lookup(columns, row_id), with_indices=True, features=Features(features))
+    left = [name for name in stale if name not in columns]
+    return stream.map(_Lookup(columns, row_id), with_indices=True, features=Features(features), remove_columns=left)
 
 
 class _Lookup:
