@@ -107,3 +107,13 @@ def test_a_line_of_json_ends_where_json_says(folder, tmp_path):
     row = {"file_name": str(folder / "000.mp4"), "caption": caption}
     (tmp_path / "metadata.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n", encoding="utf-8")
     assert load_clips(tmp_path)["caption"][:] == [caption]
+
+
+def test_paths_start_at_the_table_and_the_first_row_may_lack_a_column(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    write = "".join(json.dumps(row) + "\n" for row in ({"video": "000.mp4"}, {"video": "001.mp4", "caption": "b"}))
+    (folder / "videos.jsonl").write_text(write)
+    dataset = load_clips("videos.jsonl")
+    assert dataset["caption"][:] == [None, "b"]
+    monkeypatch.chdir(tmp_path)
+    assert load_clip(dataset[1]["video"]).shape[0] == 12

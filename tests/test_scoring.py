@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, IterableDataset, Video
+from rich.console import Console
 from trl import TrlParser
 
 from hf_motive.index import GradientIndex
+from hf_motive.report import print_report
 from hf_motive.scoring import ScoreArguments, load_pipeline, load_run
 from tests.clips import write_corpus
 from tests.families import wan, wan_modular
@@ -195,3 +197,13 @@ def test_a_stream_on_two_processes_and_back_from_its_folder(job, one_process, tm
     assert load_run(one_process[0])["influence_id"] == table["influence_id"]
     with pytest.raises(FileNotFoundError, match="its job has not ended"):
         load_run(tmp_path)
+
+
+def test_a_report_shows_brackets_as_they_are(capsys):
+    rows = {"video": ["[x].mp4", "b.mp4"], "caption": ["a man [/walks] [bold]home", "b"], "kind": ["[/k]", "l"]}
+    scores = {"influence": [0.5, 0.1], "influence_votes": [1.0, 0.0], "influence_rank": [0.0, 1.0]}
+    texts = {"influence_status": ["ok", "ok"], "influence_reason": ["", ""]}
+    scored = Dataset.from_dict({**rows, **scores, **texts, "influence_[/k]": [0.5, 0.1]})
+    print_report(scored, console=Console(width=120), group_column="kind")
+    printed = capsys.readouterr().out
+    assert "a man [/walks] [bold]home" in printed and "What teaches “[/k]” most" in printed and "[x].mp4" in printed

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Video, load_dataset
+from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict, Video, load_dataset
 
 from hf_motive import MotiveAttributor
 from hf_motive.corpus import as_files, load_clips
 from hf_motive.index import GradientIndex
 from hf_motive.motion_columns import MotionFeatures, add_motion
+from hf_motive.scoring import write_scores
 from hf_motive.selection import best, best_of_each, without_worst
 from hf_motive.transforms import TEXT_COLUMNS, group_columns
 from tests.clips import write_corpus
@@ -234,6 +235,53 @@ def test_a_second_scoring_leaves_nothing_of_the_first(attributor, folder, querie
             attributor.influence(wrong, index, queries, progress=False)
     shown = attributor.influence(known.with_format("pandas"), index, queries, progress=False)
     np.testing.assert_array_equal(shown.with_format(None)["influence"], again["influence"])
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_other_columns_are_not_read(attributor, folder, queries, on_disk, tmp_path, streamed):
+    """A picture that is not there, and a second video that nothing here could decode, cost nothing."""
+    clips = load_clips(folder / "files")
+    missing = [{"path": "/nowhere.png", "bytes": None}] * len(clips)
+    clips = clips.add_column("poster", missing, feature=Image()).add_column("low", missing, feature=Video())
+    clips = clips.to_iterable_dataset() if streamed else clips
+    index = attributor.index(clips, tmp_path / "index", progress=False)
+    assert index.digest() == on_disk[0].digest()
+    scored = attributor.influence(clips, index, queries, progress=False)
+    write_scores(scored, tmp_path / "scores.parquet")
+    table = Dataset.from_parquet(str(tmp_path / "scores.parquet"))
+    np.testing.assert_array_equal(table["influence"], on_disk[1]["influence"])
+    assert {"poster", "low"} <= set(table.column_names)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_motion_that_was_known_stays_known(attributor, folder, queries, on_disk, streamed):
+    motion = MotionFeatures(attributor.config.standard, attributor.step.latent_shape[1:])
+    clips = load_clips(folder / "files").select([0, 1, 4])
+    clips = clips.map(lambda row, place: {"caption": None if place == 1 else row["caption"]}, with_indices=True)
+    clips = add_motion(clips, motion)
+    scored = attributor.influence(clips.to_iterable_dataset() if streamed else clips, on_disk[0], queries)
+    assert [row["influence_status"] for row in scored] == ["ok", "failed", "unreadable"]  # the second: another caption
+    np.testing.assert_allclose([row["motion_mean"] for row in scored], clips["motion_mean"], rtol=1e-6)
+
+
+def test_columns_are_checked_before_anything_is_computed(attributor, folder, queries, on_disk, tmp_path):
+    clips = load_clips(folder / "files")
+    several = clips.remove_columns("caption").add_column("caption", [["a", "b"]] * len(clips))
+    with pytest.raises(ValueError, match="column 'caption' of the dataset is no text but List"):
+        attributor.index(several, tmp_path / "index", progress=False)
+    named = MotiveAttributor(attributor.step.pipeline, **SMALL, id_column="name")
+    with pytest.raises(ValueError, match="the dataset has no column 'name'"):
+        named.index(clips.to_iterable_dataset(), tmp_path / "index", progress=False)
+    with pytest.raises(ValueError, match="a row has nothing in column 'name', which is to be its id"):
+        named.index(clips.add_column("name", [*"abcdef", ""]), tmp_path / "index", progress=False)
+    assert not (tmp_path / "index").exists()
+    with pytest.raises(ValueError, match="the queries have no column 'mood' to group by; they have file_name"):
+        attributor.influence(clips, on_disk[0], queries, group_column="mood")
+    # A query whose file is called like a column is asked all the same.
+    row = {**queries[0], "video": {"path": "rank", "bytes": Path(queries[0]["video"]["path"]).read_bytes()}}
+    asked = Dataset.from_list([row]).cast_column("video", Video(decode=False))
+    scored = attributor.influence(clips, on_disk[0], asked, per_query=True, progress=False)
+    assert group_columns(scored.column_names) == [f"influence_rank {attributor.ids(asked)[0]}"]
 
 
 def test_queries_of_one_name_are_told_apart(attributor, folder, queries, on_disk, tmp_path):

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from . import motion
 from .config import AttributionConfig
-from .corpus import RowId, clip_name, undecoded
+from .corpus import RowId, as_files, clip_name, undecoded
 from .errors import ClipError
 from .gradients import GradientProjector, clip_feature, select_parameters
 from .index import GradientIndex
@@ -36,7 +36,7 @@ from .motion_columns import stored_mask
 from .pipelines import PipelineStep
 from .processes import processes
 from .projection import Fastfood
-from .transforms import Rivals, add_influence, influence_columns
+from .transforms import Rivals, add_influence, check_groups, influence_columns, is_reserved
 from .video import load_clip
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class MotiveAttributor:
         self.config = AttributionConfig.from_dict({**base, **settings})
         self.video_column, self.caption_column, self.id_column = video_column, caption_column, id_column
         self.mask_column = mask_column
+        self._reads_rows = conditioning is not None
         standard = self.config.standard
         if example is not None and "pixels" not in example:
             example = {**example, "pixels": load_clip(example[video_column], standard)}
@@ -220,15 +221,29 @@ class MotiveAttributor:
         from datasets import Dataset
 
         state, row_id = processes(), self.row_id
-        dataset = dataset.with_format(None)
+        dataset = self._readable(dataset, rows=False)
         if not isinstance(dataset, Dataset):  # a stream has one order, and one process that reads it
             found = [[row_id(example) for example in dataset] if state.is_main_process else None]
             return broadcast_object_list(found)[0]
-        if self.id_column is not None:
-            return [str(value) for value in dataset[self.id_column]]
         rows = range(state.process_index, len(dataset), state.num_processes)
         mine = [(row, row_id(dataset[row])) for row in rows]
         return [identity for _, identity in sorted(gather_object(mine))]
+
+    def _readable(self, dataset: Any, name: str = "the dataset", *, rows: bool = True) -> Any:
+        """The dataset, checked, with the columns that are read and no others: they might have to be decoded.
+
+        Args:
+            rows: Whether `conditioning` is to see the rows: it may read any column.
+        """
+        dataset = undecoded(
+            dataset, self.video_column, self.caption_column, self.id_column, self.mask_column, name=name
+        )
+        if rows and self._reads_rows:
+            return dataset
+        needed = {self.video_column, self.caption_column, self.id_column, self.mask_column}
+        if self.mask_column is not None:
+            needed |= {"motion_mean", "motion_status", "motion_reason"}
+        return dataset.select_columns([column for column in dataset.features if column in needed])
 
     def without_mask(self) -> MotiveAttributor:
         """This attributor without the mask: the whole clip's gradient, everything else being the same."""
@@ -269,7 +284,7 @@ class MotiveAttributor:
         from tqdm.auto import tqdm
 
         state = processes()
-        dataset = undecoded(dataset, self.video_column, self.caption_column)
+        dataset = self._readable(dataset)
         first: dict[str, int] | None = None
         if isinstance(dataset, Dataset):
             ids = self.ids(dataset)
@@ -385,7 +400,7 @@ class MotiveAttributor:
             IndexMismatchError: queries and index were computed with different settings.
             ValueError: no query, or no clip, has a feature; or what is asked for needs the queries' own clips.
         """
-        checked = undecoded(dataset, self.video_column, self.caption_column)
+        self._readable(dataset)
         groups: list[str] | None = None
         if isinstance(queries, GradientIndex):
             if group_column is not None or rivals:
@@ -396,15 +411,19 @@ class MotiveAttributor:
             query_index, query_ids = queries, queries.ids("ok")
             names = query_ids
         else:
-            queries = undecoded(queries, self.video_column, self.caption_column, name="the query dataset")
+            self._readable(queries, "the query dataset")
+            if group_column is not None:
+                if group_column not in queries.column_names:
+                    raise ValueError(
+                        f"the queries have no column {group_column!r} to group by; "
+                        f"they have {', '.join(queries.column_names)}"
+                    )
+                groups = [str(value) for value in queries.with_format(None)[group_column]]
+                check_groups(groups)
             query_index = self.index(queries, f"{Path(index.path)}-queries", progress=progress)
             query_ids = self.ids(queries)
-            names = [
-                clip_name(video, identity)
-                for video, identity in zip(queries[self.video_column], query_ids, strict=True)
-            ]
-            if group_column is not None:
-                groups = [str(value) for value in queries[group_column]]
+            videos = as_files(queries.with_format(None), self.video_column)[self.video_column]
+            names = [clip_name(video, identity) for video, identity in zip(videos, query_ids, strict=True)]
         if per_query:
             if groups is not None:
                 raise ValueError("give group_column or per_query: a column a group, or a column a query")
@@ -419,7 +438,7 @@ class MotiveAttributor:
                 self.config.seed,
             )
         columns = influence_columns(
-            self.ids(checked),
+            self.ids(dataset),
             index,
             query_ids,
             query_index,
@@ -432,8 +451,8 @@ class MotiveAttributor:
 
 
 def _distinct(names: list[str], ids: list[str]) -> list[str]:
-    """Names that are told apart: one that several queries bear has the id added."""
-    clashes = {name for name, count in Counter(names).items() if count > 1}
+    """Names that are told apart: one that several queries bear, or a column has already, has the id added."""
+    clashes = {name for name, count in Counter(names).items() if count > 1 or is_reserved(name)}
     return [f"{name} {identity}" if name in clashes else name for name, identity in zip(names, ids, strict=True)]
 
 

@@ -276,12 +276,12 @@ def errors_as_sentences() -> Iterator[None]:
         raise SystemExit(130) from None
     except Exception as error:
         from datasets.exceptions import DatasetsError
-        from httpx import TransportError
+        from huggingface_hub.errors import HTTPError
 
         from .pipelines import PipelineError
         from .storage import IndexLockedError
 
-        if isinstance(error, (PipelineError, IndexLockedError, DatasetsError, TransportError)):
+        if isinstance(error, (PipelineError, IndexLockedError, DatasetsError, HTTPError)):
             raise SystemExit(f"error: {error}") from None
         raise
 

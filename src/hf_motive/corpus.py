@@ -46,6 +46,8 @@ class RowId:
 
     def __call__(self, row: Mapping[str, Any]) -> str:
         if self.id_column is not None:
+            if row[self.id_column] in (None, ""):
+                raise ValueError(f"a row has nothing in column {self.id_column!r}, which is to be its id")
             return str(row[self.id_column])
         video, caption = row[self.video_column], row[self.caption_column] or ""
         if self.mask_column is not None:
@@ -97,6 +99,7 @@ def load_clips(
         ValueError: there are no rows, or a column is missing; the message names those there are.
     """
     path = Path(source).expanduser()
+    path = path.absolute() if path.exists() else path  # what is written of it then holds from any folder
     dataset: Dataset | IterableDataset
     if path.is_dir() and (shards := sorted(map(str, path.glob("*.tar")))):
         dataset = _from_shards(shards, video_column, caption_column)
@@ -122,15 +125,31 @@ def load_clips(
     return dataset.to_iterable_dataset() if streaming and hasattr(dataset, "to_iterable_dataset") else dataset
 
 
-def undecoded(dataset: AnyDataset, video_column: str, caption_column: str, *, name: str = "the dataset") -> AnyDataset:
-    """Check the two columns and cast that of the video to `Video(decode=False)`. Raises as `load_clips`, `readable`."""
+def undecoded(
+    dataset: AnyDataset, video_column: str, caption_column: str, *others: str | None, name: str = "the dataset"
+) -> AnyDataset:
+    """Check the columns and cast the video to `Video(decode=False)`.
+
+    Args:
+        others: Further columns that must be there; None asks for nothing.
+
+    Raises:
+        TypeError, ValueError: as `readable`; a column is missing, or the caption is no text.
+    """
     dataset = readable(dataset, name)
-    for column, what in ((video_column, "video"), (caption_column, "caption")):
-        if column not in dataset.features:
+    names = {video_column: "video_column=", caption_column: "caption_column="}
+    for column in (*names, *others):
+        if column is not None and column not in dataset.features:
+            remedy = f"Name the right one with {names[column]}" if column in names else "Add it, or name another"
             raise ValueError(
-                f"{name} has no column {column!r}; its columns are {', '.join(dataset.features)}. "
-                f"Name the right one with {what}_column="
+                f"{name} has no column {column!r}; its columns are {', '.join(dataset.features)}. {remedy}"
             )
+    caption = dataset.features[caption_column]
+    if getattr(caption, "dtype", None) not in ("string", "large_string", "null"):
+        raise ValueError(
+            f"column {caption_column!r} of {name} is no text but {caption}: give one caption a clip, "
+            "in another column by caption_column="
+        )
     return as_files(dataset, video_column)
 
 
@@ -246,7 +265,7 @@ def _sidecar(video: Path) -> str | None:
 
 
 def _from_table(path: Path) -> Dataset:
-    """A table of clips; relative paths in `file_name`, `file_path` or `path` start at the table's folder."""
+    """A table of clips; relative paths in `file_name`, `file_path`, `path` or `video` start at the table's folder."""
     import json
 
     import pyarrow as pa
@@ -266,7 +285,8 @@ def _from_table(path: Path) -> Dataset:
                     rows.append(json.loads(line))
                 except json.JSONDecodeError as error:
                     raise ValueError(f"{path} line {number} is not JSON: {error}") from error
-        dataset = Dataset.from_list(rows)
+        names = dict.fromkeys(name for row in rows for name in row)  # the first row may lack some
+        dataset = Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
     else:
         raise ValueError(f"{path} is neither a folder nor a .jsonl, .csv or .parquet table of clips")
     if dataset.num_rows and "video" not in dataset.column_names:
@@ -276,6 +296,13 @@ def _from_table(path: Path) -> Dataset:
                 f"{path} has neither a column 'video' nor one of {', '.join(_FILE_COLUMNS)}; "
                 f"its columns are {', '.join(dataset.column_names)}"
             )
-        videos = [str(path.parent / name) for name in dataset[file_column]]
-        dataset = dataset.add_column("video", videos)
+        dataset = dataset.add_column("video", [_beside(path, name) for name in dataset[file_column]])
+    elif dataset.num_rows and getattr(dataset.features["video"], "dtype", None) in ("string", "large_string"):
+        videos = [_beside(path, name) for name in dataset["video"]]
+        dataset = dataset.remove_columns("video").add_column("video", videos)
     return dataset
+
+
+def _beside(table: Path, name: str | None) -> str | None:
+    """A path of a table, which starts at the table's folder; a URL is what it is."""
+    return name if name is None or "://" in name else str(table.parent / name)

@@ -70,7 +70,7 @@ def _table(console, title: str, *columns: str):
     """A table without lines, its title above it: a title of rich's own is wrapped to the table's width."""
     from rich.table import Table
 
-    console.print(f"\n{title}", style="bold", highlight=False, soft_wrap=True)
+    console.print(f"\n{title}", style="bold", highlight=False, markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand="caption" in columns)
     for column in columns:
         right = column in ("rank", "influence", "votes", "clips", "share", "by chance")
@@ -93,15 +93,21 @@ def _ends(frame, rows: int):
 
 
 def _group(console, ranked, column, rows, caption_column) -> None:
+    from rich.markup import escape
+
     name = column.removeprefix(_GROUP_PREFIX)
     frame = ranked.sort_values(column, ascending=False, kind="stable")
     table = _table(console, f"What teaches “{name}” most ▲ and least ▼", "", "rank", "influence", "clip", "caption")
     for sign, place, row in _ends(frame, rows):
-        table.add_row(sign, str(place + 1), f"{row[column]:+.3f}", row["clip"], str(row.get(caption_column, "")))
+        table.add_row(
+            sign, str(place + 1), f"{row[column]:+.3f}", escape(row["clip"]), escape(str(row.get(caption_column, "")))
+        )
     console.print(table)
 
 
 def _overall(console, ranked, rows, caption_column) -> None:
+    from rich.markup import escape
+
     frame = ranked.sort_values("influence_rank", kind="stable")
     table = _table(console, "All queries together, by votes", "", "rank", "votes", "influence", "clip", "caption")
     for sign, place, row in _ends(frame, rows + 2):
@@ -110,8 +116,8 @@ def _overall(console, ranked, rows, caption_column) -> None:
             str(place + 1),
             str(int(row["influence_votes"])),
             f"{row['influence']:+.3f}",
-            row["clip"],
-            str(row.get(caption_column, "")),
+            escape(row["clip"]),
+            escape(str(row.get(caption_column, ""))),
         )
     console.print(table)
 
@@ -126,6 +132,8 @@ def _left_out(console, table) -> None:
 
 def _agreement(console, ranked, groups, fraction, group_column) -> None:
     """How often a top clip is of the query's own kind: what to expect by chance stands beside it."""
+    from rich.markup import escape
+
     keep = selection_size(len(ranked), fraction)
     table = _table(
         console,
@@ -144,7 +152,7 @@ def _agreement(console, ranked, groups, fraction, group_column) -> None:
         top = ranked.sort_values(column, ascending=False, kind="stable").head(keep)
         share = (top[group_column].astype(str) == name).mean()
         shares.append((share, same.mean()))
-        table.add_row(name, str(int(same.sum())), f"{share:.0%}", f"{same.mean():.0%}")
+        table.add_row(escape(name), str(int(same.sum())), f"{share:.0%}", f"{same.mean():.0%}")
     if shares:
         mean, chance = (math.fsum(values) / len(shares) for values in zip(*shares, strict=True))
         table.add_row("mean", "", f"{mean:.0%}", f"{chance:.0%}", style="bold")

@@ -266,7 +266,10 @@ def load_pipeline(source: str, dtype: str, device: Any) -> Any:
 
 
 def write_scores(scored: Dataset | IterableDataset, path: Path, video_column: str = "video") -> None:
-    """Write a scored corpus as parquet, whole or not at all; of a stream without its videos, whose names stay."""
+    """Write a scored corpus as parquet, whole or not at all; of a stream without its videos, whose names stay.
+
+    Not by `to_parquet`, which looks at every file that a row names, and fails where one is not there.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import Dataset
@@ -275,11 +278,12 @@ def write_scores(scored: Dataset | IterableDataset, path: Path, video_column: st
 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".parquet.part")
-    if isinstance(scored, Dataset):
-        scored.to_parquet(str(temporary))
-    else:
-        schema = scored.features.arrow_schema
-        with pq.ParquetWriter(temporary, schema) as writer:
+    schema = scored.features.arrow_schema  # which says the features, too
+    with pq.ParquetWriter(temporary, schema) as writer:
+        if isinstance(scored, Dataset):
+            for table in scored.with_format("arrow").iter(batch_size=1000):
+                writer.write_table(table.cast(schema))
+        else:
             for batch in scored.iter(batch_size=64):
                 batch[video_column] = [{"path": clip_name(video, ""), "bytes": None} for video in batch[video_column]]
                 writer.write_table(pa.table(batch, schema=schema))

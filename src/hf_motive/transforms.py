@@ -29,7 +29,7 @@ TEXT_COLUMNS = (
 )
 #: What a cheaper choice would go by.
 RIVAL_COLUMNS = ("rival_random", "rival_whole_clip", "rival_whole_clip_rank")
-_PREFIX = "influence_"
+_PREFIX, _MOTION = "influence_", "motion_mean"
 _RESERVED = {"influence_votes", "influence_rank", *TEXT_COLUMNS}
 
 
@@ -40,7 +40,19 @@ def group_columns(names: Iterable[str]) -> list[str]:
 
 def is_score(name: str) -> bool:
     """Whether a column is one of those that `influence_columns` makes."""
-    return name in ("influence", "motion_mean", *RIVAL_COLUMNS) or name.startswith(_PREFIX)
+    return name in ("influence", _MOTION, *RIVAL_COLUMNS) or name.startswith(_PREFIX)
+
+
+def is_reserved(group: str) -> bool:
+    """Whether `influence_<group>` is the name of another column."""
+    return f"{_PREFIX}{group}" in _RESERVED
+
+
+def check_groups(groups: Iterable[str]) -> None:
+    """Raise ValueError where a group of queries would take the name of another column."""
+    for group in groups:
+        if is_reserved(group):
+            raise ValueError(f"a group of queries cannot be called {group!r}: influence_{group} is another column")
 
 
 def settings_digest(index: GradientIndex) -> str:
@@ -131,10 +143,9 @@ def influence_columns(
         "motion_mean": mean_motion,
     }
     if groups is not None:
+        check_groups(groups)
         names = [groups[row] for row in asking]
         for name in sorted(set(names)):
-            if f"{_PREFIX}{name}" in columns:
-                raise ValueError(f"a group of queries cannot be called {name!r}: influence_{name} is another column")
             members = [i for i, other in enumerate(names) if other == name]
             columns[f"{_PREFIX}{name}"] = column(result.scores[:, members].mean(dim=1))
     if rivals is not None:
@@ -160,8 +171,8 @@ def add_influence(
     """Put columns beside the rows that they were computed for, in place of those of an earlier scoring.
 
     Args:
-        dataset: The rows. Those of a stream are found by their id, whatever order they come in; its videos are not
-            decoded, so that a filter by influence need not (`cast_column(video_column, Video())` decodes them).
+        dataset: The rows. Those of a stream are found by their id, whatever order they come in; its media are not
+            decoded, so that a filter by influence need not (`.decode()` decodes them again).
         columns: From `influence_columns`, `influence_id` among them.
         row_id: A row to its id.
     """
@@ -169,11 +180,14 @@ def add_influence(
 
     stale = [name for name in dataset.column_names or () if is_score(name)]
     if isinstance(dataset, Dataset):
+        if _MOTION in stale and "motion_status" in dataset.column_names:  # from add_motion, which knows of more rows
+            known = zip(columns[_MOTION], dataset.with_format(None)[_MOTION], strict=True)
+            columns = {**columns, _MOTION: [_or(mean, earlier) for mean, earlier in known]}
         dataset = dataset.remove_columns(stale)
         for name, values in columns.items():
             dataset = dataset.add_column(name, list(values), feature=_feature(name))
         return dataset
-    stream = undecoded(dataset, row_id.video_column, row_id.caption_column)
+    stream = undecoded(dataset, row_id.video_column, row_id.caption_column).decode(False)
     stale = [name for name in stream.features if is_score(name)]
     features = {name: feature for name, feature in stream.features.items() if name not in stale}
     features |= {name: _feature(name) for name in columns}
@@ -211,7 +225,14 @@ class _Lookup:
             }
         if identity in self.repeated and place != row:
             row = self.repeated[identity]
-        return {name: values[row] for name, values in self.columns.items()}
+        columns = {name: values[row] for name, values in self.columns.items()}
+        if "motion_status" in example:
+            columns[_MOTION] = _or(columns[_MOTION], example.get(_MOTION))
+        return columns
+
+
+def _or(value: float, earlier: float | None) -> float:
+    return value if value == value or earlier is None else earlier  # NaN is not itself
 
 
 def _feature(name: str) -> Any:
