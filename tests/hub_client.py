@@ -117,6 +117,14 @@ def load(repo_id: str, streaming: bool = False, split: str = "train") -> dict[st
     return {"features": repr(dict(features)), "rows": rows}
 
 
+def edit(repo_id: str, files: dict[str, str]) -> None:
+    """What a person does on the Hub's pages."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    operations = [CommitOperationAdd(path, text.encode()) for path, text in files.items()]
+    HfApi().create_commit(repo_id, operations, repo_type="dataset", commit_message="By hand")
+
+
 def refused(text: str) -> str:
     from hf_motive.hub.repository import _refused
 

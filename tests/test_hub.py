@@ -212,6 +212,48 @@ def test_a_second_push_replaces_the_first(hub, client, local):
     assert set(hub.files("tester/twice")) == {path for path in files if not path.startswith("card/")}
 
 
+@pytest.mark.parametrize(
+    "do, name, video",
+    [
+        ("push_dataset", "chosen.parquet", "embedded"),
+        ("push_dataset", "chosen.parquet", "referenced"),
+        ("push_index", "index", ""),
+    ],
+)
+def test_what_a_person_wrote_into_the_header_stays(hub, client, local, do, name, video):
+    push: dict = {"folder": str(local / name), "repo_id": f"tester/by-hand-{video or 'index'}"} | (
+        {"video": video} if video else {}
+    )
+    client.value(do, license="mit", **push)
+    before, text = card(hub, push["repo_id"])
+    theirs = {
+        "language": ["de"],
+        "pretty_name": "Our clips",
+        "task_categories": ["video-classification"],
+        "extra_gated_prompt": "Do you agree?",
+        "extra_gated_fields": {"Name": "text"},
+        "license": "cc-by-4.0",
+        "of_ours": 7,
+    }
+    header = yaml.safe_dump(before | theirs | {"tags": ["animals", "motion"], "size_categories": ["1M<n<10M"]})
+    files = {"README.md": f"---\n{header}---\n{text}\n## Of our own\n", "card/theirs.png": "a picture"}
+    client.value("edit", repo_id=push["repo_id"], files=files)
+    client.value(do, **push)
+    after, text = card(hub, push["repo_id"])
+    assert {name: after[name] for name in theirs} == theirs
+    assert after["tags"][:2] == ["animals", "motion"] and set(after["tags"]) == {*before["tags"], "animals"}
+    assert len(after["tags"]) == len(set(after["tags"]))
+    assert "Published as `cc-by-4.0`." in text and "## Of our own" not in text  # the text is replaced
+    assert after["size_categories"] == before["size_categories"]
+    for entry in ("configs", "dataset_info", "viewer"):
+        assert after.get(entry) == before.get(entry)
+    assert hub.files(push["repo_id"])["card/theirs.png"] == b"a picture"
+    if video:
+        assert len(client.value("load", repo_id=push["repo_id"])["rows"]) == 4
+    client.value(do, license="Apache-2.0", **push)
+    assert card(hub, push["repo_id"])[0]["license"] == "apache-2.0"
+
+
 def test_a_stream_is_pushed_in_its_shards(hub, client, local):
     client.value("push_dataset", folder=str(local / "scored.parquet"), repo_id="tester/stream", stream=3)
     assert sum(path.endswith(".parquet") for path in hub.files("tester/stream")) == 3

@@ -25,7 +25,12 @@ class PushArguments:
     source: str = field(
         metadata={"help": "The output folder of `hf-motive score`, what `hf-motive select` wrote, or an index."}
     )
-    repo_id: str = field(metadata={"help": "namespace/name of the dataset repository; it is made if need be."})
+    repo_id: str = field(
+        metadata={
+            "help": "namespace/name of the dataset repository; it is made if need be. Of one that exists the rows of "
+            "this split and the card's text are replaced; what a person wrote into the card's YAML header stays."
+        }
+    )
     index: bool = field(default=False, metadata={"help": "Of a run: its index too, as REPO_ID-index."})
     public: bool = field(default=False, metadata={"help": "Everybody may see it. Without: private."})
     video: Literal["embedded", "referenced"] = field(
@@ -36,7 +41,9 @@ class PushArguments:
         default=None, metadata={"help": "What was scored, for the card. None: what the run says, without its folders."}
     )
     revision: str | None = field(default=None, metadata={"help": "Revision of the corpus, for the card."})
-    license: str | None = field(default=None, metadata={"help": "As the Hub names it, e.g. cc-by-4.0, for the card."})
+    license: str | None = field(
+        default=None, metadata={"help": "As the Hub names it, e.g. cc-by-4.0. None: what the repository's card says."}
+    )
     selection: str | None = field(
         default=None,
         metadata={"help": "A sentence on how the rows were chosen, for the card. None: what select left."},

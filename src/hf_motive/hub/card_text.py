@@ -99,6 +99,23 @@ def license_entries(license: str | None, kept: Mapping[str, Any]) -> dict[str, s
     return {"license": "other", "license_name": name or "other-license", **address}
 
 
+def header(
+    absent: Mapping[str, Any], ours: Mapping[str, Any], kept: Mapping[str, Any], license: str | None
+) -> dict[str, Any]:
+    """A card's YAML entries, in which what a person wrote stays.
+
+    Args:
+        absent: Entries for where there is none yet; of `tags` those that are missing are added.
+        ours: Entries that follow from the data and replace what is there.
+        kept: What is there.
+        license: As `license_entries` takes it.
+    """
+    entries = {name: value for name, value in kept.items() if not name.startswith("license") and value is not None}
+    tags = entries.get("tags") or []
+    tags = [*([tags] if isinstance(tags, str) else tags), *absent.get("tags", ())]
+    return {**absent, **entries, **ours, "tags": list(dict.fromkeys(tags)), **license_entries(license, kept)}
+
+
 def license_sentence(entries: Mapping[str, Any]) -> str:
     """The same for people."""
     license = entries.get("license")
@@ -108,7 +125,7 @@ def license_sentence(entries: Mapping[str, Any]) -> str:
         link = str(entries.get("license_link") or "")
         shown = f": <{link}>" if re.fullmatch(r"https?://[^\s<>|]+", link) else ""
         return f"Published under {code(entries.get('license_name'))}{shown}."
-    return f"Published as {code(license)}."
+    return f"Published as {', '.join(map(code, license if isinstance(license, list) else [license]))}."
 
 
 def facts(settings: Mapping[str, Any] | None, provenance: Sequence[Mapping[str, Any]] | None) -> list[tuple[str, str]]:

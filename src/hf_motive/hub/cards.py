@@ -20,7 +20,7 @@ from .card_text import (
     code,
     corpus_name,
     facts,
-    license_entries,
+    header,
     license_sentence,
     markdown,
     settings_json,
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 #: Clips shown at either end of the ranking.
 ENDS = 4
-_HISTOGRAM, _CLIPS = "card/influence.png", "card/clips.png"
+#: Every picture that a card may have, by its path in the repository.
+PICTURES = _HISTOGRAM, _CLIPS = "card/influence.png", "card/clips.png"
 _READ = (
     *("influence", "influence_votes", "influence_rank", "influence_status", "influence_reason"),
     *("influence_settings", "influence_queries"),
@@ -102,7 +103,8 @@ def dataset_card(
         whole: The whole scored corpus where `dataset` is a selection.
         video_column: Column of the clip; without it there are no pictures of clips.
         caption_column: Column of the caption.
-        metadata: Entries of the YAML header to keep, such as `dataset_info` and `configs`.
+        metadata: Entries of the YAML header that are there: all are kept but `size_categories` and, where `license`
+            is given, the licence; the card's own tags are added.
         template: A Jinja2 file of your own in place of `hub_cards/dataset.md`; it may use the names that are there.
 
     Returns:
@@ -143,19 +145,20 @@ def dataset_card(
         files[_CLIPS] = pictures.filmstrip(list(zip(("Ranked first", "Ranked last"), strips, strict=True)))
 
     left_out = _left_out(everything)
-    kept = dict(metadata or {})
-    entries = {name: value for name, value in kept.items() if not name.startswith("license")}
-    entries |= license_entries(license, kept)
     title = repo_id.rsplit("/", 1)[-1]
-    text = _render(
-        template or "dataset.md",
+    entries = header(
         {
             "pretty_name": title,
             "tags": ["hf_motive", "motion-attribution", "data-attribution", "video", "motion"],
             "task_categories": ["text-to-video"],
-            "size_categories": [size_category(len(table))],
-            **entries,
         },
+        {"size_categories": [size_category(len(table))]},
+        metadata or {},
+        license,
+    )
+    text = _render(
+        template or "dataset.md",
+        entries,
         title=markdown(title),
         repo_id=repo_id,
         split=str(dataset.split or "train"),
@@ -195,23 +198,24 @@ def index_card(
     corpus: str | None = None,
     revision: str | None = None,
     license: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
     template: str | Path | None = None,
 ) -> Card:
-    """The card of an index; arguments as of `dataset_card`."""
+    """The card of an index; arguments as of `dataset_card`, and of `metadata` `viewer` is not kept either."""
     features = index.settings["features"]
     title = repo_id.rsplit("/", 1)[-1]
     ok = index.counts().get("ok", 0)
     of = f" of {code(corpus_name(corpus))}" if corpus else ""
-    entries = license_entries(license, {})
+    entries = header(
+        {"pretty_name": title, "tags": ["hf_motive", "motion-attribution", "data-attribution", "gradient-index"]},
+        # There are no rows that a viewer could show.
+        {"size_categories": [size_category(len(index))], "viewer": False},
+        metadata or {},
+        license,
+    )
     text = _render(
         template or "index.md",
-        {
-            **entries,
-            "pretty_name": title,
-            "tags": ["hf_motive", "motion-attribution", "data-attribution", "gradient-index"],
-            "size_categories": [size_category(len(index))],
-            "viewer": False,  # there are no rows that a viewer could show
-        },
+        entries,
         title=markdown(title),
         repo_id=repo_id,
         opening=f"**A gradient index of {clips(ok)}{of}, for motion attribution.**",

@@ -40,8 +40,10 @@ def push_dataset(
     """Push a scored corpus, or a selection of it, as a dataset repository with a card.
 
     The data goes first, then the card, so that a card never speaks of data that is not there. A second push replaces
-    the rows of the same split, its files and the card. Each call to the Hub is tried again as
-    `hf_motive.hub.retries.persist` says; what was uploaded is not uploaded again.
+    the rows of the same split and its files. The text of the card is replaced as a whole, and with it what a person
+    wrote there (it stays in the repository's history); of its YAML header the licence, tags and every other entry
+    stay, but for what tells of the data (`size_categories`, `dataset_info`, `configs`). Each call to the Hub is tried
+    again as `hf_motive.hub.retries.persist` says; what was uploaded is not uploaded again.
 
     Folders of this machine are not published: of each clip's path, and of each path in a reason, the name stays.
 
@@ -53,6 +55,7 @@ def push_dataset(
         corpus, revision: What was scored, for the card.
         selection: One sentence of how the rows were chosen, for the card.
         license: An identifier of the Hub's list, such as "cc-by-4.0", or the name or address of another licence.
+            None: what the repository's card says, or `unknown`.
         private: Make the repository private. With True, a repository that exists and is public is refused before
             anything is sent. With False, a repository that exists keeps the visibility that it has.
         video: "embedded": parquet files that hold the clips and every column as it is. "referenced": the clips as
@@ -120,7 +123,8 @@ def push_index(
     """Push an index with a card, in one commit, so that others can ask it their queries: `load_index(repo_id)`.
 
     What goes is what `index` has read when this is called, whole rows only, though a run may be writing to it. Where
-    the pipeline came from a folder of this machine, that folder's last name is published.
+    the pipeline came from a folder of this machine, that folder's last name is published. A second push replaces the
+    card's text, as in `push_dataset`.
 
     Args:
         index: Open for reading or writing.
@@ -147,7 +151,14 @@ def push_index(
     repo.settle(private)
     with tempfile.TemporaryDirectory(prefix="hf_motive-") as folder:
         copy = snapshot(index, folder)
-        card = index_card(copy, repo.id, corpus=corpus, revision=revision, license=license)
+        card = index_card(
+            copy,
+            repo.id,
+            corpus=corpus,
+            revision=revision,
+            license=license,
+            metadata=repo.card().data.to_dict(),
+        )
         files = sorted(path for path in Path(folder).iterdir() if path.is_file())
 
         def operations() -> list[Any]:
@@ -248,7 +259,7 @@ def _point_to(data: Any, split: str, path: str) -> None:
 
 
 def _kept(data: Any, features: Any) -> dict[str, Any]:
-    """What `datasets` must find in the card to load the data. Features of an earlier push are not this one's."""
+    """The card's entries, by which `datasets` loads the data. Features of an earlier push are not this one's."""
     from datasets.info import DatasetInfosDict
 
     if features is not None:
@@ -256,7 +267,7 @@ def _kept(data: Any, features: Any) -> dict[str, Any]:
         infos["default"].features = features
         data.__dict__.pop("dataset_info", None)
         infos.to_dataset_card_data(data)
-    return {name: value for name, value in data.to_dict().items() if name in ("dataset_info", "configs")}
+    return data.to_dict()
 
 
 # What is checked before anything is sent ------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +16,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_PICTURE = re.compile(r"card/[^/]+\.png")
 _SAFE = "Nothing on this machine was changed; the same call goes on where it stopped."
 
 
@@ -94,6 +92,8 @@ class Repository:
         """The card, its pictures and some data in one commit, which removes what is stale of an earlier push."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
+        from .cards import PICTURES
+
         text = scrub(card.text, self.secrets)
         refused = self.persist(lambda: _refused(text), f"checking the card of {self.id}")
         if refused:
@@ -105,7 +105,7 @@ class Repository:
             additions = [*data(), CommitOperationAdd("README.md", text.encode())]
             additions += [CommitOperationAdd(path, content) for path, content in card.files.items()]
             kept = {addition.path_in_repo for addition in additions}
-            gone = [path for path in sorted(there - kept) if stale(path) or _PICTURE.fullmatch(path)]
+            gone = [path for path in sorted(there - kept) if stale(path) or path in PICTURES]
             self.api.create_commit(
                 self.id,
                 [*additions, *(CommitOperationDelete(path) for path in gone)],
