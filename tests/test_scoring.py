@@ -21,7 +21,7 @@ from trl import TrlParser
 
 from hf_motive.index import GradientIndex
 from hf_motive.report import print_report
-from hf_motive.scoring import ScoreArguments, load_pipeline, load_run
+from hf_motive.scoring import JOB, ScoreArguments, load_pipeline, load_run
 from tests.clips import write_corpus
 from tests.families import wan, wan_modular
 
@@ -207,3 +207,28 @@ def test_a_report_shows_brackets_as_they_are(capsys):
     print_report(scored, console=Console(width=120), group_column="kind")
     printed = capsys.readouterr().out
     assert "a man [/walks] [bold]home" in printed and "What teaches “[/k]” most" in printed and "[x].mp4" in printed
+
+
+def test_what_is_wrong_with_a_run_is_said(job, one_process, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist: give the folder that `score` was told"):
+        load_run(tmp_path / "nowhere")
+    before = (one_process[0] / JOB).read_text()
+    refused = subprocess.run(
+        [sys.executable, *command(job, one_process[0], "--seed", 1)[3:]],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert refused.returncode == 1 and "features that were computed differently" in refused.stderr
+    assert (one_process[0] / JOB).read_text() == before, "a command that is refused spoils no results"
+    said = json.loads(before)
+    assert Path(said["arguments"]["corpus"]).is_absolute() and said["streamed"] is False
+    monkeypatch.chdir(tmp_path)
+    assert load_run(one_process[0]).num_rows == 10
+    said["streamed"], said["arguments"]["corpus"] = True, str(tmp_path / "moved")
+    (tmp_path / JOB).write_text(json.dumps(said))
+    (tmp_path / "influence.parquet").write_bytes((one_process[0] / "influence.parquet").read_bytes())
+    with pytest.raises(FileNotFoundError, match="moved does not exist"):
+        load_run(tmp_path)
+    (tmp_path / JOB).unlink()  # of an earlier version
+    assert load_run(tmp_path).num_rows == 10

@@ -224,11 +224,14 @@ def test_columns_for_each_query_and_the_rivals(attributor, folder, queries, on_d
 
 def test_a_second_scoring_leaves_nothing_of_the_first(attributor, folder, queries, on_disk):
     index, known = on_disk
+    known = known.add_column("influence_note", ["mine"] * len(known)).add_column("rival_team", [1] * len(known))
     assert {"influence_left", "rival_random"} <= set(known.column_names)
     again = attributor.influence(known, index, queries, progress=False)
     streamed = attributor.influence(known.to_iterable_dataset(), index, queries, progress=False)
     assert set(again.column_names) == set(streamed.column_names) == set(streamed.features)
-    assert not [name for name in again.column_names if name.startswith(("rival", "influence_left", "influence_right"))]
+    gone = ("rival_random", "rival_whole", "influence_left", "influence_right")
+    assert not [name for name in again.column_names if name.startswith(gone)]
+    assert {"influence_note", "rival_team"} <= set(again.column_names), "columns of one's own"
     assert set(next(iter(streamed))) == set(again.column_names)
     for wrong in (DatasetDict(train=known), IterableDatasetDict(train=known.to_iterable_dataset())):
         with pytest.raises(TypeError, match=r"has several splits: give one, dataset\['train'\]"):
@@ -282,6 +285,29 @@ def test_columns_are_checked_before_anything_is_computed(attributor, folder, que
     asked = Dataset.from_list([row]).cast_column("video", Video(decode=False))
     scored = attributor.influence(clips, on_disk[0], asked, per_query=True, progress=False)
     assert group_columns(scored.column_names) == [f"influence_rank {attributor.ids(asked)[0]}"]
+
+
+def test_shards_with_pictures_beside_the_clips(attributor, folder, on_disk, tmp_path):
+    """A picture that does not decode costs nothing; a shard that no reader understands is named."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for place in range(6):
+            text = b"" if place == 5 else f"a square goes {'right' if place % 2 else 'left'}".encode()
+            data = (folder / "files" / f"{place:03d}.mp4").read_bytes()
+            for suffix, content in (("mp4", data), ("jpg", b"no picture"), ("txt", text)):
+                member = tarfile.TarInfo(f"{place:03d}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    index = attributor.index(load_clips(tmp_path), tmp_path / "index", progress=False)
+    assert index.counts() == {"ok": 4, "unreadable": 1, "no_caption": 1}
+    assert set(index.ids("ok")) < set(on_disk[0].ids("ok"))
+    with tarfile.open(tmp_path / "b.tar", "w") as tar:
+        tar.add(folder / "files" / "000.mp4", "000.mp4")
+        tar.add(folder / "files" / "001.mp4", "001.mp4")
+        tar.add(folder / "files" / "metadata.jsonl", "001.txt")
+    with pytest.raises(
+        ValueError, match=r"b.tar cannot be read as a WebDataset shard: .* needs the same files beside"
+    ):
+        load_clips(tmp_path / "b.tar")
 
 
 def test_queries_of_one_name_are_told_apart(attributor, folder, queries, on_disk, tmp_path):

@@ -235,10 +235,14 @@ class MotiveAttributor:
         Args:
             rows: Whether `conditioning` is to see the rows: it may read any column.
         """
+        given = dataset
         dataset = undecoded(
             dataset, self.video_column, self.caption_column, self.id_column, self.mask_column, name=name
         )
         if rows and self._reads_rows:
+            for column, feature in (given.features or {}).items():  # as it would see them of a dataset on disk
+                if column != self.video_column and dataset.features[column] != feature:
+                    dataset = dataset.cast_column(column, feature)
             return dataset
         needed = {self.video_column, self.caption_column, self.id_column, self.mask_column}
         if self.mask_column is not None:

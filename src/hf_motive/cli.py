@@ -225,13 +225,15 @@ def parse(
     if places:
         flags = {f"--{field.name}" for field in fields(dataclasses) if isinstance(field.default, bool)}
         arguments = _by_name(arguments, places, flags, usage)
+    if arguments.count("--config") > 1:
+        parser.error("one YAML file at a time: --config stands here more than once")
     if arguments[-1:] == ["--config"]:
         parser.error("--config needs the name of a YAML file")
     *told, left = parser.parse_args_and_config(arguments, return_remaining_strings=True)
     if left:
         option = str(left[0]).split("=")[0]
-        near = get_close_matches(option, known, 1)
-        parser.error(f"there is no option {option}" + f" (did you mean {near[0]}?)" * bool(near))
+        near = [name.replace("-", "_").replace("__", "--", 1) for name in get_close_matches(option, known, 1)]
+        parser.error(f"there is no option {option}" + (f" (did you mean {near[0]}?)" if near else ""))
     return tuple(told)
 
 
@@ -277,11 +279,12 @@ def errors_as_sentences() -> Iterator[None]:
     except Exception as error:
         from datasets.exceptions import DatasetsError
         from huggingface_hub.errors import HTTPError
+        from yaml import YAMLError
 
         from .pipelines import PipelineError
         from .storage import IndexLockedError
 
-        if isinstance(error, (PipelineError, IndexLockedError, DatasetsError, HTTPError)):
+        if isinstance(error, (PipelineError, IndexLockedError, DatasetsError, HTTPError, YAMLError)):
             raise SystemExit(f"error: {error}") from None
         raise
 

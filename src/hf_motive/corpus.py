@@ -177,7 +177,10 @@ def readable(dataset: AnyDataset, name: str = "the dataset") -> AnyDataset:
 
 
 def as_files(dataset: AnyDataset, video_column: str) -> AnyDataset:
-    """The dataset with its videos as `{"path", "bytes"}`: `Video` undecoded, paths as such. Features must be known."""
+    """The dataset with its videos as `{"path", "bytes"}`: `Video` undecoded, paths as such. Features must be known.
+
+    Of a stream no column is decoded: one bad picture beside a clip would end it.
+    """
     from datasets import Dataset, Value, Video
 
     feature = dataset.features[video_column]
@@ -187,13 +190,7 @@ def as_files(dataset: AnyDataset, video_column: str) -> AnyDataset:
         return dataset
     if isinstance(dataset, Dataset):
         return dataset.cast_column(video_column, Video(decode=False))
-    # A stream may carry a step that decodes, which a cast does not take away; this does, and for every column.
-    features = dataset.features
-    dataset = dataset.decode(False)
-    for name, wanted in features.items():
-        if name != video_column and dataset.features[name] != wanted:
-            dataset = dataset.cast_column(name, wanted)
-    return dataset
+    return dataset.decode(False)  # takes away the step that decodes, which a cast does not; of all columns
 
 
 def _stream(builder: str, **options: Any) -> IterableDataset:
@@ -212,7 +209,13 @@ def _from_shards(shards: list[str], video_column: str, caption_column: str) -> I
     """WebDataset shards, their columns by the names that the caller uses: a column there is named by a suffix."""
     from datasets import Video
 
-    stream = _stream("webdataset", data_files=shards)
+    try:
+        stream = _stream("webdataset", data_files=shards)
+    except ValueError as error:
+        raise ValueError(
+            f"{shards[0]} cannot be read as a WebDataset shard: {error} Each of its first five clips needs the same "
+            "files beside it, such as a .txt with the caption (which may be empty)"
+        ) from error
     if stream.features is None:
         stream = stream._resolve_features()
     names = list(stream.features)

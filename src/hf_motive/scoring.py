@@ -43,7 +43,8 @@ class ScoreArguments:
         default=False,
         metadata={
             "help": "Read the corpus row by row, copying and downloading nothing first: for one that is larger than "
-            "the disk. Shards always stream. It is read three times, and the results hold no videos."
+            "the disk. Shards always stream. It is read once for the features (once more with --rivals), once for the "
+            "ids and once for the results, which hold no videos."
         },
     )
     video_column: str = field(default="video", metadata={"help": "Column of the video."})
@@ -151,13 +152,6 @@ def score(arguments: ScoreArguments, config: AttributionConfig) -> Dataset:
     output = Path(arguments.output)
     results = output / "influence.parquet"
     if state.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        job = {
-            "arguments": asdict(arguments),
-            "config": attributor.config.to_dict(),
-            "streamed": not isinstance(corpus, Dataset),
-        }
-        (output / JOB).write_text(json.dumps(job, indent=1) + "\n", encoding="utf-8")
         print(
             f"Scoring {f'{len(corpus)} clips' if isinstance(corpus, Dataset) else 'a stream of clips'} against "
             f"{len(queries)} queries with {type(pipe).__name__} "
@@ -177,6 +171,7 @@ def score(arguments: ScoreArguments, config: AttributionConfig) -> Dataset:
     )
     if state.is_main_process:
         write_scores(scored, results, arguments.video_column)
+        _write_job(output / JOB, arguments, attributor.config, streamed=not isinstance(corpus, Dataset))
     state.wait_for_everyone()
     if not isinstance(scored, Dataset):
         scored = Dataset.from_parquet(str(results))
@@ -194,10 +189,22 @@ def score(arguments: ScoreArguments, config: AttributionConfig) -> Dataset:
             f"Keep the best {arguments.fraction:.0%}, {keep} clips, as a folder of mp4 files, and publish them:\n"
             f"  hf-motive select {output} --output {output}-best --fraction {arguments.fraction}\n"
             f"  hf-motive push {output}-best me/my-clips-best\n"
-            f"or in Python: scored = datasets.Dataset.from_parquet({str(results)!r}); "
+            f"or in Python: scored = hf_motive.scoring.load_run({str(output)!r}); "
             f'scored.filter(lambda rank: rank < {keep}, input_columns="influence_rank")'
         )
     return scored
+
+
+def _write_job(path: Path, arguments: ScoreArguments, config: AttributionConfig, *, streamed: bool) -> None:
+    """Beside the results that it describes, and only with them: a command that is refused spoils nothing."""
+    said = asdict(arguments)
+    for name in ("pipeline", "corpus", "queries"):
+        source = Path(said[name]).expanduser()
+        said[name] = str(source.absolute()) if source.exists() else said[name]
+    job = {"arguments": said, "config": config.to_dict(), "streamed": streamed}
+    temporary = path.with_suffix(".json.part")
+    temporary.write_text(json.dumps(job, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def load_run(folder: str | Path) -> Dataset | IterableDataset:
@@ -215,14 +222,16 @@ def load_run(folder: str | Path) -> Dataset | IterableDataset:
 
     folder = Path(folder)
     results = folder / "influence.parquet"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist: give the folder that `score` was told as --output")
     if not results.exists():
         raise FileNotFoundError(
             f"{folder} holds no influence.parquet: its job has not ended. Run the same `score` command again, it goes "
             "on where it stopped"
         )
     scored = Dataset.from_parquet(str(results))
-    job = json.loads((folder / JOB).read_text(encoding="utf-8"))
-    if not job["streamed"]:
+    job = json.loads((folder / JOB).read_text(encoding="utf-8")) if (folder / JOB).exists() else {}
+    if not job.get("streamed"):
         return scored
     arguments = ScoreArguments(**job["arguments"])
     names = {"video_column": arguments.video_column, "caption_column": arguments.caption_column}

@@ -178,8 +178,8 @@ def add_influence(
     """
     from datasets import Dataset, Features
 
-    stale = [name for name in dataset.column_names or () if is_score(name)]
     if isinstance(dataset, Dataset):
+        stale = _stale(dataset.features, columns)
         if _MOTION in stale and "motion_status" in dataset.column_names:  # from add_motion, which knows of more rows
             known = zip(columns[_MOTION], dataset.with_format(None)[_MOTION], strict=True)
             columns = {**columns, _MOTION: [_or(mean, earlier) for mean, earlier in known]}
@@ -188,7 +188,7 @@ def add_influence(
             dataset = dataset.add_column(name, list(values), feature=_feature(name))
         return dataset
     stream = undecoded(dataset, row_id.video_column, row_id.caption_column).decode(False)
-    stale = [name for name in stream.features if is_score(name)]
+    stale = _stale(stream.features, columns)
     features = {name: feature for name, feature in stream.features.items() if name not in stale}
     features |= {name: _feature(name) for name in columns}
     left = [name for name in stale if name not in columns]
@@ -229,6 +229,13 @@ class _Lookup:
         if "motion_status" in example:
             columns[_MOTION] = _or(columns[_MOTION], example.get(_MOTION))
         return columns
+
+
+def _stale(features: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
+    """Columns that new ones replace: those of their names, and the numbers of an earlier scoring."""
+    scored = "influence_settings" in features
+    numbers = [name for name, feature in features.items() if getattr(feature, "dtype", None) == "float64"]
+    return [name for name in features if name in columns or (scored and is_score(name) and name in numbers)]
 
 
 def _or(value: float, earlier: float | None) -> float:
