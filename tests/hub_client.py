@@ -59,14 +59,20 @@ class Client:
 
 
 def push_dataset(
-    folder: str, repo_id: str, index: str | None = None, whole: str | None = None, stream: int = 0, **options: Any
+    folder: str,
+    repo_id: str,
+    index: str | None = None,
+    whole: str | None = None,
+    stream: int = 0,
+    split: str | None = None,
+    **options: Any,
 ) -> str:
     from datasets import Dataset
 
     from hf_motive.hub import push_dataset
     from hf_motive.index import GradientIndex
 
-    dataset = Dataset.from_parquet(folder)
+    dataset = Dataset.from_parquet(folder, split=split)
     return push_dataset(
         dataset.to_iterable_dataset(stream) if stream else dataset,
         repo_id,

@@ -92,7 +92,7 @@ def local(tmp_path_factory):
     )
     scored = Dataset.from_list(rows, features=features)
     chosen = scored.select([2, 0, 3, 1]).add_column("rival_random", [0.5, 0.1, 0.2, 0.3])
-    plain = chosen.select_columns(["video", "caption"])
+    plain = chosen.select_columns(["video", "caption"]).add_column("influence", [float("nan")] * 4)
     # `save_to_disk` would embed the clips: these rows name files.
     for name, dataset in (("scored", scored), ("chosen", chosen), ("plain", plain)):
         pyarrow.parquet.write_table(dataset.with_format("arrow")[:], folder / f"{name}.parquet")
@@ -241,7 +241,7 @@ def test_what_a_person_wrote_into_the_header_stays(hub, client, local, do, name,
     client.value(do, **push)
     after, text = card(hub, push["repo_id"])
     assert {name: after[name] for name in theirs} == theirs
-    assert after["tags"][:2] == ["animals", "motion"] and set(after["tags"]) == {*before["tags"], "animals"}
+    assert after["tags"][:2] == ["animals", "motion"] and set(after["tags"]) == {*before["tags"], "animals", "motion"}
     assert len(after["tags"]) == len(set(after["tags"]))
     assert "Published as `cc-by-4.0`." in text and "## Of our own" not in text  # the text is replaced
     assert after["size_categories"] == before["size_categories"]
@@ -329,6 +329,52 @@ def test_a_dataset_is_no_index(hub, client, local):
     reply = client("load_index", repo_id="tester/none")
     assert reply["type"] == "ValueError" and "tester/none holds no index" in reply["error"]
     assert "load_dataset('tester/none')" in reply["error"]
+
+
+def test_what_is_wrong_is_said_before_anything_is_sent(local):
+    """No Hub is there: a request would fail in another way."""
+    from datasets import DatasetDict
+
+    from hf_motive.hub import push_dataset
+
+    scored, chosen = read(local, "scored"), read(local, "chosen")
+    unscored = scored.remove_columns("influence")
+    again = scored.map(lambda _: {"influence_queries": "1" * 16})
+    stream = scored.to_iterable_dataset()
+    nothing = stream.filter(lambda _: False)
+    for dataset, whole, kind, said in (
+        (DatasetDict(train=scored), None, TypeError, r"push one split, push_dataset\(dataset\['train'\], ...\)"),
+        (unscored, None, ValueError, "no column 'influence'.* Score it first"),
+        (unscored.to_iterable_dataset(), None, ValueError, "no column 'influence'"),
+        (scored.select([]), None, ValueError, "^the dataset has no rows: nothing to push$"),
+        (nothing, None, ValueError, "^the dataset has no rows: nothing to push$"),
+        (chosen, DatasetDict(train=scored), TypeError, r"whole= is one split: name it, whole\['train'\]"),
+        (chosen, unscored, ValueError, "whole= has no column 'influence'"),
+        (chosen, again, ValueError, "queries 0{16}, and the whole corpus with 1{16}: it was scored again"),
+        (chosen, again.to_iterable_dataset(), ValueError, "it was scored again"),
+        (chosen.to_iterable_dataset(), again, ValueError, "it was scored again"),
+    ):
+        for video in ("embedded", "referenced"):
+            with pytest.raises(kind, match=said):
+                push_dataset(dataset, "tester/wrong", whole=whole, video=video)
+    with pytest.raises(ValueError, match="no rows"):  # where the index asks the first row
+        push_dataset(nothing, "tester/wrong", index=GradientIndex.open(local / "index"))
+
+
+@pytest.mark.parametrize("first, second", [("embedded", "referenced"), ("referenced", "embedded")])
+def test_two_kinds_of_splits_are_refused(hub, client, local, first, second):
+    push = {"folder": str(local / "chosen.parquet"), "repo_id": f"tester/splits-{first}"}
+    for split in ("train", "test"):
+        client.value("push_dataset", split=split, video=first, **push)
+    since = len(hub.log)
+    reply = client("push_dataset", split="train", video=second, **push)
+    assert reply["type"] == "ValueError"
+    assert f"has a split 'test' with video='{first}'" in reply["error"]
+    assert f"push 'train' with video='{first}' too, or to another repository" in reply["error"]
+    assert {method for method, _, _ in requests(hub, since)} <= {"GET", "HEAD"}
+    client.value("push_dataset", split="train", video=first, **push)
+    for split in ("train", "test"):
+        assert len(client.value("load", repo_id=push["repo_id"], split=split)["rows"]) == 4
 
 
 def test_rows_of_another_index_are_refused(hub, client, local, tmp_path):

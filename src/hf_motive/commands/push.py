@@ -104,7 +104,7 @@ def push(arguments: PushArguments) -> list[str]:
             dataset = dataset.cast_column(columns["video_column"], Video())
         selection, whole = arguments.selection or said.get("selection"), None
         if said:
-            whole, index = _whole(source, said, arguments.split)
+            whole, index = _whole(source, said, arguments.split, dataset)
         what = "a selection" if selection else "a run" if source.kind == "run" else "a scored dataset"
         rows = f" of {len(dataset)} clips" if hasattr(dataset, "select") else ", a stream"
         print(f"{arguments.source} is {what}{rows}; pushing it, {seen}, to {arguments.repo_id}", flush=True)
@@ -131,10 +131,11 @@ def push(arguments: PushArguments) -> list[str]:
     return urls
 
 
-def _whole(source: Source, said: dict[str, Any], split: str) -> tuple[Any, Any]:
-    """The corpus that was selected from and its index, where they still are."""
+def _whole(source: Source, said: dict[str, Any], split: str, dataset: Any) -> tuple[Any, Any]:
+    """The corpus that was selected from and its index, where they still are as they were then."""
     from datasets import Dataset
 
+    from ..hub.checks import check_whole
     from ..index import GradientIndex
 
     try:
@@ -142,6 +143,7 @@ def _whole(source: Source, said: dict[str, Any], split: str) -> tuple[Any, Any]:
         while earlier := read_selection(origin):  # a selection of a selection
             origin = find(selected_from(origin, earlier))
         whole = load_scored(origin, split, columns_of(origin))
+        check_whole(dataset, whole)
     except (OSError, ValueError) as error:
         print(f"The card will not show the whole corpus: {error}")
         return None, None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..index import GradientIndex
+from .checks import check_index, check_kind, check_rows, check_whole
 from .published import SHARD_BYTES, embedded, provenance, snapshot, undecoded
 from .repository import Repository
 from .retries import HubError
@@ -71,20 +72,25 @@ def push_dataset(
         The URL of the dataset.
 
     Raises:
-        ValueError: The dataset has no rows, lacks a column, or was scored with another index; or the repository is
-            public and `private` is True.
+        TypeError: `dataset` or `whole` is several splits.
+        ValueError: The dataset has no rows, lacks a column or its scores, or was scored with another index, or for
+            other queries than `whole`; or the repository is public and `private` is True, or has another split of
+            which the videos are kept in the other way, so that `load_dataset` could read neither. Nothing was sent.
         HubError: The Hub refused or could not be reached. What is here is as it was.
     """
     from .cards import dataset_card
 
     if video not in ("embedded", "referenced"):
         raise ValueError(f"video must be 'embedded' or 'referenced', got {video!r}")
-    _check_columns(dataset, video_column, caption_column)
+    digests = check_rows(dataset, video_column, caption_column)
     if index is not None:
-        _check_index(dataset, index)
+        check_index(digests, index)
+    if whole is not None:
+        check_whole(dataset, whole)
     split = _split(dataset)
     repo = Repository(repo_id, token)
     repo.settle(private)
+    check_kind(repo, split, video)
     features = None
     if video == "embedded":
         features = _push_rows(repo, dataset, split, video_column, shard_bytes)
@@ -268,44 +274,6 @@ def _kept(data: Any, features: Any) -> dict[str, Any]:
         data.__dict__.pop("dataset_info", None)
         infos.to_dataset_card_data(data)
     return data.to_dict()
-
-
-# What is checked before anything is sent ------------------------------------------------------------------------
-
-
-def _check_columns(dataset: Any, video_column: str, caption_column: str) -> None:
-    names = dataset.column_names
-    for column, what in ((video_column, "video"), (caption_column, "caption")):
-        if names is not None and column not in names:
-            raise ValueError(
-                f"the dataset has no column {column!r}; its columns are {', '.join(names)}. "
-                f"Name the right one with {what}_column="
-            )
-    if getattr(dataset, "num_rows", None) == 0:
-        raise ValueError("the dataset has no rows: nothing to push")
-
-
-def _check_index(dataset: Any, index: GradientIndex) -> None:
-    """Raise ValueError where the rows say that they were scored with another index."""
-    from datasets import Dataset
-
-    from ..transforms import settings_digest
-
-    column = "influence_settings"
-    if column not in (dataset.column_names or ()):
-        return
-    # Of a stream one row is looked at: all were scored in one call.
-    rows = (
-        dataset.unique(column)
-        if isinstance(dataset, Dataset)
-        else [next(iter(dataset.select_columns(column)))[column]]
-    )
-    found, expected = {digest for digest in rows if digest}, settings_digest(index)
-    if found - {expected}:
-        raise ValueError(
-            f"the rows were scored with an index of settings {', '.join(sorted(found))}, and {index.path} has "
-            f"{expected}: give the index that they were scored with, or none"
-        )
 
 
 def _split(dataset: Any) -> str:
