@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict, Video, load_dataset
+from datasets.distributed import split_dataset_by_node
+from torch.utils.data import DataLoader
 
 from hf_motive import MotiveAttributor
 from hf_motive.corpus import as_files, load_clips
@@ -151,7 +153,14 @@ def test_a_shuffled_stream_finds_its_rows(attributor, folder, queries, on_disk, 
     by_id = {row["influence_id"]: row for row in known if row["influence_status"] == "ok"}
     shuffled = list(scored.shuffle(seed=1, buffer_size=8))
     assert [row["__key__"] for row in shuffled] != sorted(row["__key__"] for row in shuffled)
-    assert {row["influence_id"] for row in shuffled if row["influence_status"] == "ok"} <= set(by_id)
+    assert sorted(row["influence_id"] for row in shuffled if row["influence_status"] == "ok") == sorted(by_id)
+    for seed in range(5):  # the copy of a clip is known by its name, wherever it comes
+        ranked = [row["influence_rank"] for row in scored.shuffle(seed=seed, buffer_size=8)]
+        assert sorted(rank for rank in ranked if rank == rank) == [0, 1, 2, 3, 4]
+    shares = [row for rank in range(2) for row in split_dataset_by_node(scored, rank, 2)]
+    assert sorted(row["influence_rank"] for row in shares if row["influence_status"] == "ok") == [0, 1, 2, 3, 4]
+    workers = list(DataLoader(scored, batch_size=None, num_workers=2))
+    assert sorted(row["influence_rank"] for row in workers if row["influence_status"] == "ok") == [0, 1, 2, 3, 4]
     for row in shuffled:
         if row["influence_status"] == "ok":
             assert row["influence"] == by_id[row["influence_id"]]["influence"]

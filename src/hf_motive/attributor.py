@@ -217,17 +217,24 @@ class MotiveAttributor:
 
     def ids(self, dataset: Dataset | IterableDataset) -> list[str]:
         """One stable id a row: the `id_column`, or the digest of the file's bytes (which are read) and the caption."""
+        return [identity for identity, _ in self._ids_and_names(dataset)]
+
+    def _ids_and_names(self, dataset: Any) -> list[tuple[str, str]]:
+        """Of each row the id and the clip's name, which tells copies of one clip apart."""
         from accelerate.utils import broadcast_object_list, gather_object
         from datasets import Dataset
+
+        def of(example: Mapping[str, Any]) -> tuple[str, str]:
+            return row_id(example), clip_name(example[self.video_column], "")
 
         state, row_id = processes(), self.row_id
         dataset = self._readable(dataset, rows=False)
         if not isinstance(dataset, Dataset):  # a stream has one order, and one process that reads it
-            found = [[row_id(example) for example in dataset] if state.is_main_process else None]
+            found = [[of(example) for example in dataset] if state.is_main_process else None]
             return broadcast_object_list(found)[0]
         rows = range(state.process_index, len(dataset), state.num_processes)
-        mine = [(row, row_id(dataset[row])) for row in rows]
-        return [identity for _, identity in sorted(gather_object(mine))]
+        mine = [(row, of(dataset[row])) for row in rows]
+        return [found for _, found in sorted(gather_object(mine))]
 
     def _readable(self, dataset: Any, name: str = "the dataset", *, rows: bool = True) -> Any:
         """The dataset, checked, with the columns that are read and no others: they might have to be decoded.
@@ -441,8 +448,9 @@ class MotiveAttributor:
                 plain.index(queries, f"{Path(index.path)}-queries-whole", progress=progress),
                 self.config.seed,
             )
+        found = self._ids_and_names(dataset)
         columns = influence_columns(
-            self.ids(dataset),
+            [identity for identity, _ in found],
             index,
             query_ids,
             query_index,
@@ -451,7 +459,7 @@ class MotiveAttributor:
             percentile=percentile,
             rivals=others,
         )
-        return add_influence(dataset, columns, self.row_id)
+        return add_influence(dataset, columns, self.row_id, [name for _, name in found])
 
 
 def _distinct(names: list[str], ids: list[str]) -> list[str]:

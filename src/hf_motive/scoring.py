@@ -217,7 +217,7 @@ def load_run(folder: str | Path) -> Dataset | IterableDataset:
     """
     from datasets import Dataset
 
-    from .corpus import RowId, load_clips
+    from .corpus import RowId, clip_name, load_clips
     from .transforms import add_influence, is_score
 
     folder = Path(folder)
@@ -237,7 +237,9 @@ def load_run(folder: str | Path) -> Dataset | IterableDataset:
     names = {"video_column": arguments.video_column, "caption_column": arguments.caption_column}
     corpus = load_clips(arguments.corpus, split=arguments.corpus_split, streaming=True, **names)
     columns = {name: scored[name][:] for name in scored.column_names if is_score(name)}
-    return add_influence(corpus, columns, RowId(**names, id_column=arguments.id_column))
+    videos = scored.with_format(None)[arguments.video_column]
+    clips = [clip_name(video, "") for video in videos]
+    return add_influence(corpus, columns, RowId(**names, id_column=arguments.id_column), clips)
 
 
 def _quiet() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .corpus import RowId, undecoded
+from .corpus import RowId, clip_name, undecoded
 from .index import GradientIndex
 from .influence import influence
 from .storage import canonical_json
@@ -166,7 +166,10 @@ def influence_columns(
 
 
 def add_influence(
-    dataset: Dataset | IterableDataset, columns: Mapping[str, Sequence], row_id: RowId
+    dataset: Dataset | IterableDataset,
+    columns: Mapping[str, Sequence],
+    row_id: RowId,
+    names: Sequence[str] | None = None,
 ) -> Dataset | IterableDataset:
     """Put columns beside the rows that they were computed for, in place of those of an earlier scoring.
 
@@ -175,6 +178,7 @@ def add_influence(
             decoded, so that a filter by influence need not (`.decode()` decodes them again).
         columns: From `influence_columns`, `influence_id` among them.
         row_id: A row to its id.
+        names: The clips' names, by which a stream's copies of one clip are told apart.
     """
     from datasets import Dataset, Features
 
@@ -192,26 +196,39 @@ def add_influence(
     features = {name: feature for name, feature in stream.features.items() if name not in stale}
     features |= {name: _feature(name) for name in columns}
     left = [name for name in stale if name not in columns]
-    return stream.map(_Lookup(columns, row_id), with_indices=True, features=Features(features), remove_columns=left)
+    return stream.map(
+        _Lookup(columns, row_id, names), with_indices=True, features=Features(features), remove_columns=left
+    )
 
 
 class _Lookup:
     """A row of a stream, and its place, to its influence columns, found by its id.
 
-    Of rows with one id the first is ranked, and its place tells which that is. In shares (workers, processes) or
-    shuffled, places are others: a copy may then be ranked beside the first, or none of the two.
+    Of rows with one id the first is ranked. It is known by the clip's name; where copies share that, by its place,
+    which is another one in a share of the stream (a worker's, a process') or after shuffling: there, a copy of the
+    same name may be ranked as well, or none.
     """
 
-    def __init__(self, columns: Mapping[str, Sequence], row_id: RowId):
+    def __init__(self, columns: Mapping[str, Sequence], row_id: RowId, names: Sequence[str] | None):
         self.row_id = row_id
         self.columns = {
             name: values if name in TEXT_COLUMNS else np.asarray(values) for name, values in columns.items()
         }
         self.first: dict[str, int] = {}
-        self.repeated: dict[str, int] = {}  # id -> a later row, whose columns every later row has
+        self.copies: dict[str, list[int]] = {}  # id -> the later rows
         for row, identity in enumerate(columns["influence_id"]):
             if self.first.setdefault(identity, row) != row:
-                self.repeated[identity] = row
+                self.copies.setdefault(identity, []).append(row)
+        self.name_of_first: dict[str, str] = {}
+        for identity, rows in self.copies.items():
+            name = names[self.first[identity]] if names is not None else ""
+            if name and name not in [names[row] for row in rows]:
+                self.name_of_first[identity] = name
+
+    def _is_first(self, identity: str, example: Mapping[str, Any], place: int) -> bool:
+        if identity in self.name_of_first:
+            return clip_name(example[self.row_id.video_column], "") == self.name_of_first[identity]
+        return place == self.first[identity]
 
     def __call__(self, example: Mapping[str, Any], place: int) -> dict[str, Any]:
         identity = self.row_id(example)
@@ -223,8 +240,8 @@ class _Lookup:
                 "influence_reason": "the stream had no such row when it was ranked",
                 "influence_id": identity,
             }
-        if identity in self.repeated and place != row:
-            row = self.repeated[identity]
+        if identity in self.copies and not self._is_first(identity, example, place):
+            row = self.copies[identity][0]
         columns = {name: values[row] for name, values in self.columns.items()}
         if "motion_status" in example:
             columns[_MOTION] = _or(columns[_MOTION], example.get(_MOTION))
