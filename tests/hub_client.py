@@ -131,6 +131,13 @@ def edit(repo_id: str, files: dict[str, str]) -> None:
     HfApi().create_commit(repo_id, operations, repo_type="dataset", commit_message="By hand")
 
 
+def execute(code: str) -> dict[str, int]:
+    """The code of a card; how many rows each dataset has that it makes."""
+    names: dict[str, Any] = {}
+    exec(code, names)
+    return {name: len(value) for name, value in names.items() if hasattr(value, "num_rows")}
+
+
 def refused(text: str) -> str:
     from hf_motive.hub.repository import _refused
 

@@ -149,6 +149,21 @@ def test_a_selection_shows_the_whole(scored):
     assert card.files["card/influence.png"] != dataset_card(best(scored, 0.2), "me/best").files["card/influence.png"]
 
 
+def test_null_where_there_is_no_nan():
+    columns = {"caption": ["a", "b"], "influence": [0.5, None], "influence_rank": [0.0, None]}
+    rows = Dataset.from_dict(columns | {"influence_status": ["ok", "static"]})
+    for nulls in (False, True):  # a None says it by itself
+        text = dataset_card(rows, "me/nulls", nulls=nulls).text
+        assert "rank is not None and rank < 1" in text and "score is not None and score > 0" in text
+        assert "These rows hold null for their scores" in text
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_selections_code_does_not_take_ranks_of_the_whole_for_its_own(scored, whole):
+    card = dataset_card(best(scored, 0.2), "me/best", whole=scored if whole else None, selection="The best fifth.")
+    assert 'clips.sort("influence_rank")' in card.text and "rank <" not in card.text
+
+
 @pytest.mark.parametrize("license", [None, "apache-2.0"])
 def test_metadata_that_the_hub_accepts(scored, license, tmp_path):
     infos = {"dataset_info": {"features": [{"name": "caption", "dtype": "string"}]}}

@@ -331,6 +331,73 @@ def test_a_dataset_is_no_index(hub, client, local):
     assert "load_dataset('tester/none')" in reply["error"]
 
 
+def test_a_card_of_files_speaks_of_the_rows_that_are_there(hub, client, local):
+    push = {"folder": str(local / "scored.parquet"), "video": "referenced"}
+    for name, stream in (("unread", 0), ("unread-stream", 2)):
+        client.value("push_dataset", repo_id=f"tester/{name}", stream=stream, **push)
+        _, text = card(hub, f"tester/{name}")
+        assert len(hub.files(f"tester/{name}")["train/metadata.jsonl"].splitlines()) == 6
+        assert "**6 clips, 6 of them ranked" in text
+        assert "Of 7 clips, 1 could not be read and had to be left out." in text
+        assert "could not be ranked" not in text and "`unreadable`" not in text
+    assert "tester/unread: 1 of 7 clips could not be read and are left out\n  row 6: bad.mp4" in client.output
+
+
+@pytest.mark.parametrize("video", ["embedded", "referenced"])
+def test_the_cards_code_runs(hub, client, local, video, tmp_path):
+    """On rows of which one has no score: NaN in parquet, null in JSON."""
+    unranked = {"influence": float("nan"), "influence_rank": float("nan"), "influence_status": "static"}
+    rows = read(local, "chosen").map(lambda row: row | unranked if row["influence_rank"] == 3 else row)
+    pyarrow.parquet.write_table(rows.with_format("arrow")[:], tmp_path / "rows.parquet")
+    repo_id = f"tester/code-{video}"
+    client.value("push_dataset", folder=str(tmp_path / "rows.parquet"), repo_id=repo_id, video=video)
+    _, text = card(hub, repo_id)
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    assert client.value("execute", code=code) == {"clips": 4, "best": 1, "good": 3}
+    holds, other = ("NaN", "null") if video == "embedded" else ("null", "NaN")
+    assert f"These rows hold {holds} for their scores" in text and other not in text
+
+
+@pytest.mark.parametrize("video", ["embedded", "referenced"])
+def test_no_folder_is_published_in_any_column(hub, client, local, video, tmp_path):
+    clips = str(local / "corpus")
+    rows = read(local, "chosen").map(
+        lambda row: {
+            "influence_reason": f"{row['video']['path']} cannot be decoded; see file:///home/somebody/log",
+            "path": row["video"]["path"],
+            "file_path": "/elsewhere/secret/0.mp4",
+            "source": "/home/somebody/my clips/0.mp4",
+            "meta": {"path": row["video"]["path"], "all": [f"{clips}/a.mp4", "/home/somebody/b.mp4"]},
+            "label": "/m/0dgw9r",
+            "caption": f"{clips}/caption.txt",
+        }
+    )
+    pyarrow.parquet.write_table(rows.with_format("arrow")[:], tmp_path / "rows.parquet")
+    client.value(
+        "push_dataset",
+        folder=str(tmp_path / "rows.parquet"),
+        repo_id=f"tester/columns-{video}",
+        video=video,
+        corpus="me/clips",
+        selection="From /home/somebody/run.",
+        revision="/home/somebody/rev",
+    )
+    for path, data in hub.files(f"tester/columns-{video}").items():
+        if path.endswith(".parquet"):
+            data = repr(
+                pyarrow.parquet.read_table(io.BytesIO(data)).drop_columns(["motion_mask"]).to_pylist()
+            ).encode()
+        for place in (str(local), "somebody", "/elsewhere"):
+            assert place.encode() not in data, path
+    _, text = card(hub, f"tester/columns-{video}")
+    assert "From run." in text and "revision `rev`" in text and "| caption.txt |" in text
+    for row in client.value("load", repo_id=f"tester/columns-{video}")["rows"]:
+        clip = row["path"]
+        assert re.fullmatch(r"00\d\.mp4", clip) and row["influence_reason"] == f"{clip} cannot be decoded; see log"
+        assert row["meta"] == {"path": clip, "all": ["a.mp4", "b.mp4"]}
+        assert (row["file_path"], row["source"], row["label"]) == ("0.mp4", "0.mp4", "/m/0dgw9r")
+
+
 def test_what_is_wrong_is_said_before_anything_is_sent(local):
     """No Hub is there: a request would fail in another way."""
     from datasets import DatasetDict

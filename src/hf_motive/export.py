@@ -7,7 +7,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +82,6 @@ def write_videofolder(
         TypeError: `dataset` is several splits.
         ValueError: A column is missing, there are no rows, or no clip could be read.
     """
-    from tqdm.auto import tqdm
-
     if isinstance(dataset, dict):
         raise TypeError(f"write one split, write_videofolder(dataset[{next(iter(dataset), 'train')!r}], ...), or each")
     folder = Path(folder).expanduser().resolve()
@@ -91,36 +89,81 @@ def write_videofolder(
     part = folder.with_name(f".{folder.name}.part")
     if part.exists():
         shutil.rmtree(part)
+    count, left_out = write_rows(
+        dataset,
+        part,
+        video_column=video_column,
+        caption_column=caption_column,
+        caption_files=caption_files,
+        progress=f"writing {folder.name}" if progress else "",
+    )
+    if count == len(left_out):
+        shutil.rmtree(part)
+        raise ValueError(f"nothing to write to {folder}: {nothing_read(left_out)}")
+    _replace(part, folder)
+    if left_out:
+        logger.warning("%s: %s", folder, not_read(left_out, count))
+    return folder
+
+
+def write_rows(
+    dataset: Dataset | IterableDataset,
+    folder: Path,
+    *,
+    video_column: str,
+    caption_column: str,
+    caption_files: bool = False,
+    progress: str = "",
+    publish: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None,
+) -> tuple[int, dict[int, str]]:
+    """What `write_videofolder` writes, into a folder that is not there yet, whatever can be read.
+
+    Args:
+        dataset, folder, video_column, caption_column, caption_files: As there.
+        progress: What the bar says; empty: none is shown.
+        publish: From the columns of a row and its video to the columns that are written.
+
+    Returns:
+        How many rows there are, and of those whose clip cannot be read the number and the reason.
+    """
+    from tqdm.auto import tqdm
+
     dataset = _undecoded(dataset, video_column, caption_column)
-    (part / "clips").mkdir(parents=True)
-    left_out: list[str] = []
+    (folder / "clips").mkdir(parents=True)
+    left_out: dict[int, str] = {}
     number = -1
-    with (part / METADATA).open("w", encoding="utf-8", newline="\n") as metadata:
+    with (folder / METADATA).open("w", encoding="utf-8", newline="\n") as metadata:
         total = getattr(dataset, "num_rows", None)
-        for number, row in enumerate(tqdm(dataset, desc=f"writing {folder.name}", total=total, disable=not progress)):
+        for number, row in enumerate(tqdm(dataset, desc=progress, total=total, disable=not progress)):
             _check_columns(row, video_column, caption_column)
             try:
-                clip = _write_clip(row[video_column], part / "clips", number)
+                clip = _write_clip(row[video_column], folder / "clips", number)
             except ClipError as error:
-                left_out.append(f"row {number}: {error.reason}")
+                left_out[number] = error.reason
                 continue
             caption = row[caption_column]
             if caption_files and caption is not None:
                 clip.with_suffix(".txt").write_text(caption, encoding="utf-8", newline="\n")
             columns = {k: v for k, v in row.items() if k not in (video_column, "video") and not _names_a_file(k)}
+            if publish is not None:
+                columns = publish(columns, row[video_column])
             metadata.write(_line({"file_name": f"clips/{clip.name}", **columns}))
-    count = number + 1
-    if count == len(left_out):
-        shutil.rmtree(part)
-        why = f"none of {count:,} clips could be read: {left_out[0]}" if count else "the dataset has no rows"
-        raise ValueError(f"nothing to write to {folder}: {why}")
-    _replace(part, folder)
-    if left_out:
-        some = "\n  ".join(left_out[:10] + [f"and {len(left_out) - 10:,} more"] * (len(left_out) > 10))
-        logger.warning(
-            "%s: %d of %d clips could not be read and are left out\n  %s", folder, len(left_out), count, some
-        )
-    return folder
+    return number + 1, left_out
+
+
+def nothing_read(left_out: Mapping[int, str]) -> str:
+    """Why no row was written."""
+    first = next(iter(left_out.items()), None)
+    if first is None:
+        return "the dataset has no rows"
+    return f"none of {len(left_out):,} clips could be read: row {first[0]}: {first[1]}"
+
+
+def not_read(left_out: Mapping[int, str], count: int) -> str:
+    """Which rows of `count` were not written, and why."""
+    lines = [f"row {number}: {reason}" for number, reason in list(left_out.items())[:10]]
+    some = "\n  ".join(lines + [f"and {len(left_out) - 10:,} more"] * (len(left_out) > 10))
+    return f"{len(left_out)} of {count} clips could not be read and are left out\n  {some}"
 
 
 def _check_target(folder: Path, overwrite: bool) -> None:

@@ -27,7 +27,7 @@ from .card_text import (
     signed,
     size_category,
 )
-from .published import without_folders
+from .published import clean, without_folders
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -87,6 +87,8 @@ def dataset_card(
     video_column: str = "video",
     caption_column: str = "caption",
     metadata: Mapping[str, Any] | None = None,
+    nulls: bool = False,
+    missing: int = 0,
     template: str | Path | None = None,
 ) -> Card:
     """The card of a scored corpus, or of a selection of one. The same input gives the same bytes.
@@ -105,6 +107,8 @@ def dataset_card(
         caption_column: Column of the caption.
         metadata: Entries of the YAML header that are there: all are kept but `size_categories` and, where `license`
             is given, the licence; the card's own tags are added.
+        nulls: The rows are published in files that have no NaN. So it is too where a rank is None.
+        missing: So many rows more there were, which are not published because their clip cannot be read.
         template: A Jinja2 file of your own in place of `hub_cards/dataset.md`; it may use the names that are there.
 
     Returns:
@@ -119,20 +123,25 @@ def dataset_card(
     order = ranked[np.argsort(table.numbers("influence_rank", default=-influence)[ranked], kind="stable")]
     first, last = order[:ENDS].tolist(), order[max(ENDS, len(order) - ENDS) :][::-1].tolist()
     videos = table.videos({*first, *last})
+
+    def caption(row: int) -> Any:
+        path = str((videos.get(row) or {}).get("path") or "")
+        return clean(table.value(caption_column, row), path.rpartition("/")[0], caption_column)
+
     rows = {
         row: {
             "rank": _whole_number(table.numbers("influence_rank")[row]),
             "influence": signed(influence[row]),
             "votes": _whole_number(table.numbers("influence_votes")[row]),
             "clip": markdown(clip_name(videos.get(row), f"{row}")),
-            "caption": markdown(table.value(caption_column, row) or ""),
+            "caption": markdown(caption(row) or ""),
         }
         for row in (*first, *last)
     }
 
     def shown(row: int) -> tuple[Any, str, str]:
         said = (f"{what} {rows[row][what]}" for what in ("rank", "influence", "votes") if rows[row][what])
-        return videos[row], "   ".join(said), _drawable(table.value(caption_column, row), clip_name(videos[row], row))
+        return videos[row], "   ".join(said), _drawable(caption(row), clip_name(videos[row], row))
 
     files: dict[str, bytes] = {}
     of_all = everything.numbers("influence")
@@ -162,7 +171,12 @@ def dataset_card(
         title=markdown(title),
         repo_id=repo_id,
         split=str(dataset.split or "train"),
-        opening=_opening(len(table), len(ranked), everything, corpus, selection, whole is not None),
+        opening=_opening(len(table), len(ranked), everything, corpus, selection, whole is not None)
+        + (
+            f" Of {clips(len(table) + missing)}, {missing:,} could not be read and had to be left out."
+            if missing
+            else ""
+        ),
         ranked=len(ranked),
         some=selection_size(len(ranked), 0.1) if len(ranked) else 0,
         video_column=video_column,
@@ -178,6 +192,8 @@ def dataset_card(
         left_out_of=f"{sum(row['count'] for row in left_out):,} of the {clips(len(everything))}"
         f"{' of the corpus' if whole is not None else ''} could not be ranked.",
         whole=whole is not None,
+        chosen=whole is not None or bool(selection),
+        nulls=nulls or None in table.column("influence_rank"),
         columns=_columns(table.names, video_column, caption_column),
         own=[code(name) for name in _own(table.names, video_column, caption_column)],
         facts=[
@@ -251,7 +267,7 @@ def _left_out(table: CardTable) -> list[dict[str, Any]]:
 def _opening(rows: int, ranked: int, everything: CardTable, corpus: Any, selection: str | None, subset: bool) -> str:
     of = f" of {code(corpus_name(corpus))}" if corpus else ""
     if subset or selection:
-        how = f" {markdown(selection)}" if selection else ""
+        how = f" {markdown(without_folders(selection))}" if selection else ""
         total = f" out of {len(everything):,}" if subset else ""
         return f"**{rows:,} clips{of}, chosen{total} by what they teach a video diffusion model of motion.**{how}"
     return f"**{rows:,} clips{of}, {ranked:,} of them ranked by what they teach a video diffusion model of motion.**"
@@ -307,7 +323,9 @@ def _drawable(caption: Any, name: str) -> str:
 def _origin(corpus: str | None, revision: str | None) -> list[tuple[str, str]]:
     if corpus is None:
         return [("Corpus", "not said")]
-    return [("Corpus", code(corpus_name(corpus)) + (f", revision {code(revision)}" if revision else ""))]
+    return [
+        ("Corpus", code(corpus_name(corpus)) + (f", revision {code(without_folders(revision))}" if revision else ""))
+    ]
 
 
 def _digests(table: CardTable) -> list[tuple[str, str]]:

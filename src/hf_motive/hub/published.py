@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..corpus import _FILE_COLUMNS
 from ..index import GradientIndex
 from ..storage import IndexCorruptError, canonical_json
 
@@ -22,7 +23,10 @@ logger = logging.getLogger(__name__)
 #: Bytes of a parquet file, about: what is in memory at a time, and sent again at most when a connection is lost.
 SHARD_BYTES = 256 * 2**20
 # An absolute path with at least one folder, on either kind of system, at the start or after a space, quote or bracket.
-_ABSOLUTE = re.compile(r"(?<![^\s'\"(\[=:,])(?:[A-Za-z]:[\\/]|/|~/)(?:[^\s'\"/\\]+[\\/])*([^\s'\"/\\]*)")
+_ABSOLUTE = re.compile(r"(?<![^\s'\"(\[=:,])(?:file://)?(?:[A-Za-z]:[\\/]|/|~/)(?:[^\s'\"/\\]+[\\/])*([^\s'\"/\\]*)")
+
+# Where people's files lie; those of this machine are looked up.
+_ROOTS = {"home", "Users", "root", "mnt", "media", "data", "tmp", "scratch", "workspace"}
 
 
 def last_name(path: str) -> str:
@@ -112,10 +116,9 @@ class _Publish:
             column = pa.array([self._cell(cell) for cell in cells], type=Video().pa_type)
             table = table.set_column(place, self.video_column, column)
         for place, field in enumerate(table.schema):
-            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
-                reason = field.name in ("influence_reason", "motion_reason")
+            if field.name != self.video_column and _holds_text(field.type):
                 texts = table.column(place).to_pylist()
-                cleaned = [_clean(text, folder, reason) for text, folder in zip(texts, folders, strict=True)]
+                cleaned = [clean(text, folder, field.name) for text, folder in zip(texts, folders, strict=True)]
                 if cleaned != texts:
                     table = table.set_column(place, field, pa.array(cleaned, type=field.type))
         return table
@@ -143,13 +146,45 @@ class _Publish:
         return Video().embed_storage(cell, token_per_repo_id=self.tokens)[0].as_py()["bytes"]
 
 
-def _clean(text: str | None, folder: str, reason: bool) -> str | None:
-    """A reason without any folder; another text without the folder of its row's clip."""
-    if not text or ("/" not in text and "\\" not in text):
-        return text
-    if reason:
-        return without_folders(text, folder)
-    return last_name(text) if folder not in ("", "/") and text.startswith(folder.rstrip("/") + "/") else text
+def publishable(columns: Mapping[str, Any], video: Any) -> dict[str, Any]:
+    """Columns of a row without this machine's folders, given its video."""
+    video = getattr(video, "_hf_encoded", None) or video
+    path = video.get("path") if isinstance(video, Mapping) else video
+    folder = os.path.dirname(str(path)) if isinstance(path, (str, os.PathLike)) else ""
+    return {name: clean(value, folder, name) for name, value in columns.items()}
+
+
+def clean(value: Any, folder: str, column: str) -> Any:
+    """A reason without any folder. Of another text that is a path as a whole, below the folder of its row's clip or
+    on a machine like this one, the last name; so inside of lists and structs, too."""
+    if isinstance(value, Mapping):
+        return {name: clean(inner, folder, name) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(clean(inner, folder, column) for inner in value)
+    if not isinstance(value, str) or ("/" not in value and "\\" not in value):
+        return value
+    if column in ("influence_reason", "motion_reason"):
+        return without_folders(value, folder)
+    below = folder not in ("", "/") and value.startswith(folder.rstrip("/") + "/")
+    return last_name(value) if below or _is_local(value, column in _FILE_COLUMNS) else value
+
+
+def _is_local(text: str, of_a_file: bool) -> bool:
+    """Whether a text is a path of a machine: `/m/0dgw9r` is none, unless its column is one of files."""
+    found = re.fullmatch(r"(?:file://)?(?:([A-Za-z]:[\\/]|~[\\/])|/([^/\s]+)/)[^\n]*", text)
+    if found is None:
+        return False
+    return bool(found[1]) or of_a_file or found[2] in _ROOTS or os.path.isdir(f"/{found[2]}")
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return True
+    if isinstance(kind, pa.BaseExtensionType):  # arrays of numbers
+        return False
+    return any(_holds_text(kind.field(place).type) for place in range(kind.num_fields))
 
 
 # An index -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import tempfile
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..index import GradientIndex
 from .checks import check_index, check_kind, check_rows, check_whole
-from .published import SHARD_BYTES, embedded, provenance, snapshot, undecoded
+from .published import SHARD_BYTES, embedded, provenance, publishable, snapshot, undecoded
 from .repository import Repository
 from .retries import HubError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["HubError", "load_index", "push_dataset", "push_index"]
 
@@ -46,7 +49,9 @@ def push_dataset(
     stay, but for what tells of the data (`size_categories`, `dataset_info`, `configs`). Each call to the Hub is tried
     again as `hf_motive.hub.retries.persist` says; what was uploaded is not uploaded again.
 
-    Folders of this machine are not published: of each clip's path, and of each path in a reason, the name stays.
+    Folders of this machine are not published, whichever `video` is: of each clip's path, of each path in a reason, and
+    of each text that is as a whole a path of this machine or below its clip's folder, in lists and structs too, the
+    name stays. A path amid another text stays as it is, in a column of your own.
 
     Args:
         dataset: With the columns of `MotiveAttributor.influence`; map-style or streaming. Its split is kept.
@@ -91,15 +96,17 @@ def push_dataset(
     repo = Repository(repo_id, token)
     repo.settle(private)
     check_kind(repo, split, video)
-    features = None
+    features, rows, missing = None, dataset, 0
     if video == "embedded":
         features = _push_rows(repo, dataset, split, video_column, shard_bytes)
         stale = rf"{split}/(metadata\.jsonl|clips/\d{{8}}[^/]*)"  # of the other kind, from an earlier push
     else:
-        _push_folder(repo, dataset, split, video_column, caption_column)
+        written, missing = _push_folder(repo, dataset, split, video_column, caption_column)
+        if missing:
+            rows = _these(dataset, written)
         stale = rf"data/{split}-\d{{5}}-of-\d{{5}}\.parquet"
     card = dataset_card(
-        dataset,
+        rows,
         repo.id,
         settings=None if index is None else index.settings["features"],
         provenance=None if index is None else [provenance(recorded) for recorded in index.provenances],
@@ -111,6 +118,8 @@ def push_dataset(
         video_column=video_column,
         caption_column=caption_column,
         metadata=_kept(repo.card().data, features),
+        nulls=video == "referenced",
+        missing=missing,
     )
     repo.push_card(card, stale=lambda path: re.fullmatch(stale, path) is not None)
     return repo.url
@@ -224,20 +233,26 @@ def _push_rows(repo: Repository, dataset: Any, split: str, video_column: str, sh
     return rows.features
 
 
-def _push_folder(repo: Repository, dataset: Any, split: str, video_column: str, caption_column: str) -> None:
-    """Clips as files and their metadata, in a folder that is named like the split."""
-    from ..export import METADATA, write_videofolder
+def _push_folder(
+    repo: Repository, dataset: Any, split: str, video_column: str, caption_column: str
+) -> tuple[list[int], int]:
+    """Clips as files and their metadata, in a folder named like the split; the rows that went, how many did not."""
+    from ..export import METADATA, not_read, nothing_read, write_rows
 
     card = repo.card()
     _point_to(card.data, split, f"{split}/**")
     with tempfile.TemporaryDirectory(prefix="hf_motive-") as folder:
-        write_videofolder(
+        count, left_out = write_rows(
             undecoded(dataset),
             Path(folder) / split,
             video_column=video_column,
             caption_column=caption_column,
-            progress=False,
+            publish=publishable,
         )
+        if count == len(left_out):
+            raise ValueError(f"nothing to push to {repo.id}: {nothing_read(left_out)}")
+        if left_out:
+            logger.warning("%s: %s", repo.id, not_read(left_out, count))
         (Path(folder) / "README.md").write_text(str(card), encoding="utf-8")
         repo.persist(
             lambda: repo.api.upload_folder(
@@ -249,6 +264,15 @@ def _push_folder(repo: Repository, dataset: Any, split: str, video_column: str, 
             ),
             f"pushing the clips to {repo.id}",
         )
+    return [number for number in range(count) if number not in left_out], len(left_out)
+
+
+def _these(dataset: Any, numbers: list[int]) -> Any:
+    """Rows by their number; of a stream in its order."""
+    if hasattr(dataset, "select"):
+        return dataset.select(numbers)
+    wanted = set(numbers)
+    return undecoded(dataset).filter(lambda _, number: number in wanted, with_indices=True)
 
 
 def _point_to(data: Any, split: str, path: str) -> None:
