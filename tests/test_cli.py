@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,7 @@ def test_help_teaches(command, capsys):
 
 def test_errors_are_one_sentence(hf_motive, job):
     said = {
+        "inspect nowhere/at-all": "offline mode is set (HF_HUB_OFFLINE=1): unset it to go there.",
         "selekt": "no command 'selekt'; the commands are score, select, push, inspect",
         "score": "needs --pipeline, --corpus, --queries, here or in the YAML of --config; to see it work first,",
         "score --piepline x": "needs --pipeline",
@@ -119,6 +121,8 @@ def test_errors_are_one_sentence(hf_motive, job):
         "select run --output x --drop_worst 0.1 --worst": "--drop_worst says by itself what is kept",
         "select run --output x --group_column kind": "say how many by --count",
         "select run --output x --format parquet": "does not fit --output x: a table is named .parquet",
+        "select run --output best.csv": "--output best.csv: a table is written as .parquet, clips as a folder",
+        "select run --output best.jsonl --format saved": "--output best.jsonl: a table is written as .parquet",
         "select run --output x --by fame": "no column 'fame' to choose by; there are file_name, caption",
         "select run --output corpus --overwrite": "corpus was not written by select",
         "select run --output x --drop_worst 1": "nothing is left",
@@ -251,6 +255,7 @@ def test_to_the_hub_and_back(job, run, tmp_path):
         "inspect tester/few run": 0,
         "select tester/scored --output back.parquet --count 2": 0,
         "push run other/scored": "error: opening other/scored failed: 403 Forbidden",
+        "select tester/scored-index --output x": "error: tester/scored-index is an index: it has features, and no",
         "inspect tester/nowhere": "error: tester/nowhere does not exist here, and cannot be had from the Hub: ",
     }
     with HubServer() as hub:
@@ -275,6 +280,7 @@ def test_to_the_hub_and_back(job, run, tmp_path):
     assert "hf_test_write" not in result.stdout + result.stderr + json.dumps(statuses)
 
     assert private == {"scored": True, "scored-index": True, "few": False}
+    assert "(404)" not in statuses[-1] and "404 Not Found" in statuses[-1] and "check the id" in statuses[-1]
     pushed, _, selected, told, same, two, *_ = outputs
     assert pushed.startswith("run is a run of 10 clips; pushing it, private, to tester/scored\n")
     assert f"{url}/datasets/tester/scored\n" in pushed and f"{url}/datasets/tester/scored-index\n" in pushed
@@ -295,3 +301,19 @@ def test_to_the_hub_and_back(job, run, tmp_path):
     assert "✓ run/index and tester/scored-index: comparable" in same and "10 clips are in both" in same
     assert "3 are ranked in both: Spearman +1.000" in two
     assert Dataset.from_parquet(str(job / "back.parquet"))["caption"][:] == ranked(run)[:2]
+
+
+def test_a_corpus_that_was_scored_again_is_not_the_whole_of_a_selection(hf_motive, run, job, capsys):
+    from hf_motive.commands.push import _whole
+    from hf_motive.commands.sources import find, read_selection
+
+    shutil.copytree(run, job / "mine")
+    hf_motive("select", "mine", "--output", "mine-best.parquet", "--count", 2)
+    best, source = Dataset.from_parquet("mine-best.parquet"), find("mine-best.parquet")
+    whole, index = _whole(source, read_selection(source), "train", best)
+    assert len(whole) == 10 and index is not None
+    path = str(job / "mine" / "influence.parquet")
+    again = Dataset.from_parquet(path).map(lambda _: {"influence_queries": "0" * 16})
+    again.to_parquet(path)
+    assert _whole(source, read_selection(source), "train", best) == (None, None)
+    assert "The card will not show the whole corpus: the rows were scored with queries" in capsys.readouterr().out

@@ -265,3 +265,28 @@ def test_what_lies_where(folder, tmp_path):
     Dataset.from_dict({"caption": ["a"]}).to_parquet(tmp_path / "plain.parquet")
     with pytest.raises(ValueError, match="has not been scored .* Its columns are caption"):
         open_subject(tmp_path / "plain.parquet")
+
+
+@pytest.mark.parametrize(
+    "text, said", [('{"influence": 1}\n\n{"influ\n', "line 3: "), ("[1]\n", "line 1: not an object")]
+)
+def test_a_table_that_cannot_be_read_is_named(tmp_path, text, said):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="bad.jsonl") as error:
+        describe(open_subject(path))
+    assert said in str(error.value)
+
+
+def test_reading_from_the_hub_is_tried_again(monkeypatch):
+    import time
+
+    from hf_motive.commands.sources import _from_hub
+    from tests.test_retries import failing
+
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    assert _from_hub("me/x", failing(2, 503)) == "done" and waits == [1, 2]
+    said = "^me/x does not exist here, and cannot be had from the Hub: reading me/x failed: .*hf auth login"
+    with pytest.raises(OSError, match=said):
+        _from_hub("me/x", failing(1, 401))

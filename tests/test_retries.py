@@ -192,3 +192,12 @@ def test_hub_errors_cross_processes():
 
     error = pickle.loads(pickle.dumps(HubError("refused", 403)))
     assert (str(error), error.status) == ("refused", 403) and isinstance(error, OSError)
+
+
+def test_a_token_with_a_letter_that_no_header_holds():
+    def call():
+        f"Bearer {TOKEN}ä".encode("ascii")
+
+    with pytest.raises(HubError, match="the token has a character that no token has: copy it again. Go on.$") as error:
+        attempt(call, secrets=(TOKEN + "ä", TOKEN))
+    assert TOKEN not in str(error.value)

@@ -83,6 +83,8 @@ class SelectArguments:
     )
 
     def __post_init__(self):
+        if Path(self.output).suffix in (".csv", ".json", ".jsonl"):
+            raise ValueError(f"--output {self.output}: a table is written as .parquet, clips as a folder")
         if self.format is None:
             self.format = "parquet" if self.output.endswith(".parquet") else "videofolder"
         if (self.format == "parquet") != self.output.endswith(".parquet"):

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from pyarrow import Table
 
+T = TypeVar("T")
+
 RESULTS = "influence.parquet"
 COLUMN_HELP = "None: what the run was told, or {!r}."
 _TABLES = (".parquet", ".jsonl", ".csv")
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_INDEX_HAS_NO_SCORES = "{} is an index: it has features, and no scores yet. Give its run's folder"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -126,15 +129,20 @@ def load_scored(source: Source, split: str, columns: dict[str, Any]) -> Dataset 
     from ..scoring import JOB, load_run
 
     if source.kind == "index":
-        raise ValueError(f"{source.name} is an index: it has features, and no scores yet. Give its run's folder")
+        raise ValueError(_INDEX_HAS_NO_SCORES.format(source.name))
     dataset: Any
     if source.kind == "run" and (Path(source.name).expanduser() / JOB).exists():
         dataset = load_run(Path(source.name).expanduser())
     elif source.scored is None:
         raise FileNotFoundError(f"{source.name} holds no scores yet: run the same `hf-motive score` again, to its end")
     elif source.kind == "hub":
-        with on_the_hub(source.name):
-            dataset = load_clips(source.scored, split=split, **columns)
+        place = source.scored
+        try:
+            dataset = _from_hub(source.name, lambda: load_clips(place, split=split, **columns))
+        except Exception as error:
+            if is_index_on_hub(source.name):
+                raise ValueError(_INDEX_HAS_NO_SCORES.format(source.name)) from error
+            raise
     else:
         with _named(source.scored):
             dataset = load_clips(source.scored, split=split, **columns)
@@ -188,38 +196,56 @@ def read_scores(source: Source, split: str) -> tuple[Table, list[str]]:
         with _named(str(path)):
             table = pa.csv.read_csv(path)
     else:
-        lines = path.read_text(encoding="utf-8").split("\n")
-        table = pa.Table.from_pylist([json.loads(line) for line in lines if line.strip()])
+        with _named(str(path)):
+            table = pa.Table.from_pylist(_objects(path))
     return table.select(_wanted(table.schema)), table.column_names
+
+
+def _objects(path: Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: not an object of columns")
+            rows.append(row)
+    return rows
 
 
 def _hub_scores(repo_id: str, split: str) -> tuple[Table, list[str]]:
     """Of Parquet files only the bytes of these columns; a `metadata.jsonl` whole, without the clips beside it."""
+    return _from_hub(repo_id, lambda: _read_hub_scores(repo_id, split))
+
+
+def _read_hub_scores(repo_id: str, split: str) -> tuple[Table, list[str]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
     from huggingface_hub import HfFileSystem
 
     files = HfFileSystem()
-    with on_the_hub(repo_id):
-        there = [str(path) for path in files.find(f"datasets/{repo_id}")]
-        split_file = re.compile(rf"(.*/)?{re.escape(split)}(-[^/]*\.parquet|/metadata\.jsonl)")
-        paths = sorted(path for path in there if split_file.fullmatch(path))
-        if not paths:
-            raise FileNotFoundError(
-                f"it has no {split}-*.parquet and no {split}/metadata.jsonl: choose another split by --split, or "
-                "download it and give the folder"
-            )
-        tables, names = [], []
-        for path in paths:
-            with files.open(path) as file:
-                if path.endswith(".jsonl"):
-                    rows = pa.Table.from_pylist([json.loads(line) for line in file.read().splitlines() if line])
-                    table, names = rows.select(_wanted(rows.schema)), rows.column_names
-                else:
-                    parquet = pq.ParquetFile(file)
-                    names = parquet.schema_arrow.names
-                    table = parquet.read(columns=_wanted(parquet.schema_arrow))
-            tables.append(table)
+    there = [str(path) for path in files.find(f"datasets/{repo_id}")]
+    split_file = re.compile(rf"(.*/)?{re.escape(split)}(-[^/]*\.parquet|/metadata\.jsonl)")
+    paths = sorted(path for path in there if split_file.fullmatch(path))
+    if not paths:
+        raise FileNotFoundError(
+            f"it has no {split}-*.parquet and no {split}/metadata.jsonl: choose another split by --split, or "
+            "download it and give the folder"
+        )
+    tables, names = [], []
+    for path in paths:
+        with files.open(path) as file:
+            if path.endswith(".jsonl"):
+                rows = pa.Table.from_pylist([json.loads(line) for line in file.read().splitlines() if line])
+                table, names = rows.select(_wanted(rows.schema)), rows.column_names
+            else:
+                parquet = pq.ParquetFile(file)
+                names = parquet.schema_arrow.names
+                table = parquet.read(columns=_wanted(parquet.schema_arrow))
+        tables.append(table)
     return pa.concat_tables(tables, promote_options="default"), names
 
 
@@ -227,8 +253,7 @@ def is_index_on_hub(repo_id: str) -> bool:
     """Whether a dataset repository holds an index."""
     from huggingface_hub import HfApi
 
-    with on_the_hub(repo_id):
-        return HfApi().file_exists(repo_id, "index.json", repo_type="dataset")
+    return _from_hub(repo_id, lambda: HfApi().file_exists(repo_id, "index.json", repo_type="dataset"))
 
 
 @contextmanager
@@ -242,11 +267,15 @@ def _named(name: str) -> Iterator[None]:
         raise ValueError(f"{name} cannot be read: {error}") from error
 
 
-@contextmanager
-def on_the_hub(repo_id: str) -> Iterator[None]:
-    """An id may be a path that was mistyped: what the Hub says is then only half of what to say."""
+def _from_hub(repo_id: str, call: Callable[[], T]) -> T:
+    """Make a call as a push does, again where that helps.
+
+    An id may be a path that was mistyped: what the Hub says is then only half of what to say.
+    """
+    from ..hub.retries import persist, secrets_of
+
     try:
-        yield
+        return persist(call, f"reading {repo_id}", secrets=secrets_of(None), go_on="")
     except OSError as error:
         said = str(error) or type(error).__name__
         raise OSError(f"{repo_id} does not exist here, and cannot be had from the Hub: {said}") from error

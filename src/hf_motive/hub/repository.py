@@ -44,8 +44,8 @@ class Repository:
         is_private = self.persist(lambda: self._make(private), f"opening {self.id}")
         if private and not is_private:
             raise ValueError(
-                f"{self.id} exists and is public: nothing was sent. Say private=False if everybody may see these "
-                "clips, or name another repository"
+                f"{self.id} exists and is public: nothing was sent. Say private=False (on the command line --public) "
+                "if everybody may see these clips, or name another repository"
             )
         if not private and is_private:
             logger.warning(

@@ -95,11 +95,13 @@ def persist(call: Callable[[], T], doing: str, *, secrets: Sequence[str], go_on:
                 if not any(secret in shown for secret in secrets):
                     raise
                 fault = _Fault(None, f"{type(error).__name__}: {_one_line(str(error))}", transient=False)
+                if isinstance(error, UnicodeEncodeError):
+                    fault.remedy = "the token has a character that no token has: copy it again."
         # Outside of `except`, so that the error carries no chain: a request, with its headers, hangs on it.
         wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1)) if fault.asked is None else fault.asked
         if not fault.transient or attempt == ATTEMPTS or wait > LONGEST_ASKED:
             tried = f" after {attempt} attempts in {time.monotonic() - began:.0f} s" if attempt > 1 else ""
-            message = f"{doing} failed{tried}: {fault.sentence(bool(secrets))} {go_on}"
+            message = f"{doing} failed{tried}: {fault.sentence(bool(secrets))} {go_on}".rstrip()
             raise HubError(_QUERY.sub(r"\1", scrub(message, secrets)), fault.status)
         what = _QUERY.sub(r"\1", scrub(fault.what, secrets))
         logger.warning("%s: %s. Attempt %d of %d follows in %.0f s", doing, what, attempt + 1, ATTEMPTS, wait)
@@ -116,6 +118,7 @@ class _Fault:
     transient: bool
     asked: float | None = None
     said: str = ""
+    remedy: str = "check the network and HF_ENDPOINT."
 
     def sentence(self, has_token: bool) -> str:
         said = f" ({self.said})" if self.said else ""
@@ -134,7 +137,7 @@ class _Fault:
             + (f": wait {self.asked:.0f} s." if self.asked is not None else ": wait some minutes."),
         }
         if self.status is None:
-            return f"{self.what}: check the network and HF_ENDPOINT."
+            return f"{self.what}: {self.remedy}"
         remedy = remedies.get(self.status)
         if remedy is None:
             remedy = "the fault is the Hub's: try later." if self.status >= 500 else "the Hub refuses it."
@@ -157,7 +160,9 @@ def _fault(error: BaseException) -> _Fault | None:
 
     for link in _chain(error):
         if isinstance(link, OfflineModeIsEnabled):
-            return _Fault(None, "offline mode is set (HF_HUB_OFFLINE=1)", transient=False)
+            return _Fault(
+                None, "offline mode is set (HF_HUB_OFFLINE=1)", transient=False, remedy="unset it to go there."
+            )
         if isinstance(link, LocalTokenNotFoundError):
             return _Fault(401, "401 Unauthorized", transient=False)
         response = getattr(link, "response", None)
