@@ -9,18 +9,19 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict, Video, load_dataset
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
 from hf_motive import MotiveAttributor
-from hf_motive.corpus import as_files, load_clips
+from hf_motive.corpus import RowId, as_files, load_clips
 from hf_motive.index import GradientIndex
 from hf_motive.motion_columns import MotionFeatures, add_motion
 from hf_motive.scoring import write_scores
 from hf_motive.selection import best, best_of_each, without_worst
-from hf_motive.transforms import TEXT_COLUMNS, group_columns
+from hf_motive.transforms import TEXT_COLUMNS, _Lookup, group_columns, queries_digest, settings_digest
 from tests.clips import write_corpus
 from tests.families import wan
 
@@ -317,6 +318,36 @@ def test_shards_with_pictures_beside_the_clips(attributor, folder, on_disk, tmp_
         ValueError, match=r"b.tar cannot be read as a WebDataset shard: .* needs the same files beside"
     ):
         load_clips(tmp_path / "b.tar")
+
+
+@pytest.mark.parametrize(
+    ("names", "by"), [(["a.mp4", "b.mp4", "c.mp4"], "name"), (["a.mp4", "b.mp4", "a.mp4"], "place")]
+)
+def test_which_of_two_copies_is_ranked(names, by):
+    columns = {"influence_id": ["x", "y", "x"], "influence_status": ["ok", "ok", "duplicate"]}
+    lookup = _Lookup(columns, RowId(id_column="id"), names)
+
+    def status(row: int, place: int) -> str:
+        example = {"id": columns["influence_id"][row], "video": {"path": names[row], "bytes": None}}
+        return lookup(example, place)["influence_status"]
+
+    assert [status(row, row) for row in range(3)] == ["ok", "ok", "duplicate"]
+    if by == "name":  # wherever they come
+        assert [status(row, 2 - row) for row in range(3)] == ["ok", "ok", "duplicate"]
+        assert [status(row, 0) for row in range(3)] == ["ok", "ok", "duplicate"]
+
+
+def test_what_the_digests_tell_apart(on_disk):
+    assert queries_digest(["a", "b"]) == queries_digest(["b", "a", "b"]) != queries_digest(["a"])
+    assert set(on_disk[1]["influence_settings"]) == {settings_digest(on_disk[0])}
+
+
+def test_a_streamed_parquet_is_read_by_row_groups(folder, tmp_path):
+    """Otherwise memory grows with the file: benchmarks/streaming.py."""
+    pq.write_table(pq.read_table(folder / "table.parquet"), tmp_path / "table.parquet", row_group_size=2)
+    stream = load_clips(tmp_path / "table.parquet", streaming=True)
+    assert stream.num_shards == 4
+    assert [row["kind"] for row in stream] == ["left", "right"] * 3 + ["left"]
 
 
 def test_queries_of_one_name_are_told_apart(attributor, folder, queries, on_disk, tmp_path):
