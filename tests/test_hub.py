@@ -356,6 +356,11 @@ def test_the_cards_code_runs(hub, client, local, video, tmp_path):
     assert client.value("execute", code=code) == {"clips": 4, "best": 1, "good": 3}
     holds, other = ("NaN", "null") if video == "embedded" else ("null", "NaN")
     assert f"These rows hold {holds} for their scores" in text and other not in text
+    if video == "referenced":  # and from there as a stream, in which a row without a number has a column without type
+        client.value("push_stream", source=repo_id, repo_id="tester/code-again")
+        again = card(hub, "tester/code-again")[1]
+        code = re.search(r"```python\n(.*?)```", again, re.DOTALL)[1]
+        assert client.value("execute", code=code) == {"clips": 4, "best": 1, "good": 3}
 
 
 @pytest.mark.parametrize("video", ["embedded", "referenced"])

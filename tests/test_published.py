@@ -21,6 +21,7 @@ SETTINGS = {"features": {"seed": 0}, "provenance": {"pipeline": "/home/somebody/
         ("/data/me/a.mp4 is empty (0 bytes)", "a.mp4 is empty (0 bytes)"),
         ("'/data/me/a.mp4' is not a file", "'a.mp4' is not a file"),
         ("paths are relative to /home/me/run", "paths are relative to run"),
+        ("../up/secret/q.mp4 is empty; see file:///home/me/y.log", "q.mp4 is empty; see y.log"),
         ("~/clips/a.mp4 and C:\\clips\\b.mp4", "a.mp4 and b.mp4"),
         ("the same as row 3, a 4/3 clip; see https://example.org/a/b", None),
         ("a frame of 1/16 s", None),

@@ -22,8 +22,10 @@ logger = logging.getLogger(__name__)
 
 #: Bytes of a parquet file, about: what is in memory at a time, and sent again at most when a connection is lost.
 SHARD_BYTES = 256 * 2**20
-# An absolute path with at least one folder, on either kind of system, at the start or after a space, quote or bracket.
-_ABSOLUTE = re.compile(r"(?<![^\s'\"(\[=:,])(?:file://)?(?:[A-Za-z]:[\\/]|/|~/)(?:[^\s'\"/\\]+[\\/])*([^\s'\"/\\]*)")
+# A path from the root or from above, on either kind of system, at the start or after a space, quote or bracket.
+_ABSOLUTE = re.compile(
+    r"(?<![^\s'\"(\[=:,])(?:file://)?(?:[A-Za-z]:[\\/]|(?:\.\.)?/|~/)(?:[^\s'\"/\\]+[\\/])*([^\s'\"/\\]*)"
+)
 
 # Where people's files lie; those of this machine are looked up.
 _ROOTS = {"home", "Users", "root", "mnt", "media", "data", "tmp", "scratch", "workspace"}
@@ -70,8 +72,10 @@ def embedded(dataset: Dataset | IterableDataset, video_column: str, shard_bytes:
     else:
         stream = dataset
     tokens = getattr(dataset, "_token_per_repo_id", None)
-    publish = _Publish(video_column if isinstance(features[video_column], Video) else None, tokens)
-    return stream.with_format("arrow").map(publish, batched=True, batch_size=16, features=features)
+    publish = _Publish(video_column if isinstance(features[video_column], Video) else None, tokens, features)
+    # Rows of a stream one by one: where one has no number, its column has another type, and they make no table.
+    size = 16 if isinstance(dataset, Dataset) else 1
+    return stream.with_format("arrow").map(publish, batched=True, batch_size=size, features=features)
 
 
 def undecoded(dataset: Any) -> Any:
@@ -100,12 +104,13 @@ def _bytes(dataset: Dataset, video_column: str) -> float:
 class _Publish:
     """An Arrow table of rows to one that may leave the machine."""
 
-    def __init__(self, video_column: str | None, tokens: Mapping[str, Any] | None):
-        self.video_column, self.tokens = video_column, tokens
+    def __init__(self, video_column: str | None, tokens: Mapping[str, Any] | None, features: Mapping[str, Any]):
+        self.video_column, self.tokens, self.features = video_column, tokens, features
 
     def __call__(self, table: pa.Table) -> pa.Table:
         import pyarrow as pa
         from datasets import Video
+        from datasets.features.features import get_nested_type
 
         folders = [""] * len(table)
         if self.video_column is not None:
@@ -121,6 +126,9 @@ class _Publish:
                 cleaned = [clean(text, folder, field.name) for text, folder in zip(texts, folders, strict=True)]
                 if cleaned != texts:
                     table = table.set_column(place, field, pa.array(cleaned, type=field.type))
+            elif pa.types.is_null(field.type) and field.name in self.features:
+                nulls = pa.nulls(len(table), get_nested_type(self.features[field.name]))
+                table = table.set_column(place, field.name, nulls)
         return table
 
     def _cell(self, cell: dict[str, Any] | None) -> dict[str, Any] | None:
