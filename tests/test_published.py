@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from hf_motive.hub.published import embedded, last_name, provenance, snapshot, without_folders
+from hf_motive.hub.published import embedded, provenance, snapshot, without_folders
 from hf_motive.index import GradientIndex
+from hf_motive.video import file_name
 
 SETTINGS = {"features": {"seed": 0}, "provenance": {"pipeline": "/home/somebody/models/wan", "torch": "2"}}
 
@@ -37,9 +38,9 @@ def test_a_folder_with_spaces_is_known_from_the_rows_clip():
 
 
 def test_names_of_files_in_archives_and_on_servers():
-    assert last_name("zip://clips/a.mp4::/home/me/all.zip") == "a.mp4"
-    assert last_name("https://example.org/clips/a.mp4?key=secret") == "a.mp4"
-    assert last_name("C:\\clips\\a.mp4") == "a.mp4"
+    assert file_name("zip://clips/a.mp4::/home/me/all.zip") == "a.mp4"
+    assert file_name("https://example.org/clips/a.mp4?key=secret") == "a.mp4"
+    assert file_name("C:\\clips\\a.mp4") == "a.mp4"
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".gif", ".m4v")
 _METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _TABLES = (".jsonl", ".csv", ".parquet")
-_FILE_COLUMNS = ("file_name", "file_path", "path")
+FILE_COLUMNS = ("file_name", "file_path", "path")
 
 
 @dataclass(frozen=True)
@@ -293,10 +293,10 @@ def _from_table(path: Path) -> Dataset:
     else:
         raise ValueError(f"{path} is neither a folder nor a .jsonl, .csv or .parquet table of clips")
     if dataset.num_rows and "video" not in dataset.column_names:
-        file_column = next((c for c in _FILE_COLUMNS if c in dataset.column_names), None)
+        file_column = next((c for c in FILE_COLUMNS if c in dataset.column_names), None)
         if file_column is None:
             raise ValueError(
-                f"{path} has neither a column 'video' nor one of {', '.join(_FILE_COLUMNS)}; "
+                f"{path} has neither a column 'video' nor one of {', '.join(FILE_COLUMNS)}; "
                 f"its columns are {', '.join(dataset.column_names)}"
             )
         dataset = dataset.add_column("video", [_beside(path, name) for name in dataset[file_column]])

@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .published import last_name, without_folders
+from ..video import file_name
 from .published import provenance as publishable
+from .published import without_folders
 
 _LONGEST = 160  # characters of a caption or reason in a table
 
@@ -73,7 +74,7 @@ def _published(value: Any) -> Any:
 def corpus_name(corpus: str) -> str:
     """A corpus by its id, or by its folder's own name: where that lies on this machine is nobody's business."""
     is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", corpus)
-    return corpus if is_id else last_name(corpus)
+    return corpus if is_id else file_name(corpus)
 
 
 def size_category(rows: int) -> str:
@@ -95,7 +96,7 @@ def license_entries(license: str | None, kept: Mapping[str, Any]) -> dict[str, s
     if identifier in _LICENSES.split():
         return {"license": identifier}
     address = {"license_link": license.strip()} if re.match(r"https?://", identifier) else {}
-    name = re.sub(r"[^a-z0-9.-]+", "-", last_name(identifier) if address else identifier).strip("-.")
+    name = re.sub(r"[^a-z0-9.-]+", "-", file_name(identifier) if address else identifier).strip("-.")
     return {"license": "other", "license_name": name or "other-license", **address}
 
 

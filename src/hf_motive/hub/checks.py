@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..index import GradientIndex
-from .published import undecoded
+from .published import without_decoding
 from .repository import Repository
 
 _DIGESTS = {"influence_settings": "settings", "influence_queries": "queries"}
@@ -45,7 +45,7 @@ def _digests(dataset: Any, rows: Any = None) -> dict[str, set[str]]:
 
 
 def _first(stream: Any) -> list[dict[str, Any]]:
-    return list(undecoded(stream.with_format(None)).take(1))
+    return list(without_decoding(stream.with_format(None)).take(1))
 
 
 def check_whole(dataset: Any, whole: Any) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..corpus import _FILE_COLUMNS
+from ..corpus import FILE_COLUMNS
 from ..index import GradientIndex
 from ..storage import IndexCorruptError, canonical_json
+from ..video import file_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,13 +30,6 @@ _ABSOLUTE = re.compile(
 
 # Where people's files lie; those of this machine are looked up.
 _ROOTS = {"home", "Users", "root", "mnt", "media", "data", "tmp", "scratch", "workspace"}
-
-
-def last_name(path: str) -> str:
-    """The file's or folder's own name of a path or URL."""
-    path = path.split("::")[0]
-    path = path.split("?")[0] if "://" in path else path
-    return path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
 def without_folders(text: str, folder: str = "") -> str:
@@ -62,7 +56,7 @@ def embedded(dataset: Dataset | IterableDataset, video_column: str, shard_bytes:
         dataset = dataset._resolve_features()
     features = dataset.features
     feature = features[video_column]
-    dataset = undecoded(dataset)
+    dataset = without_decoding(dataset)
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
         dataset = dataset.cast_column(video_column, Video(decode=False))
         features = dataset.features
@@ -78,7 +72,7 @@ def embedded(dataset: Dataset | IterableDataset, video_column: str, shard_bytes:
     return stream.with_format("arrow").map(publish, batched=True, batch_size=size, features=features)
 
 
-def undecoded(dataset: Any) -> Any:
+def without_decoding(dataset: Any) -> Any:
     """A stream that was loaded to be decoded without the step that does it, which no cast takes away."""
     from datasets import Dataset
 
@@ -140,9 +134,9 @@ class _Publish:
             try:
                 data = self._read(str(path))
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-                logger.warning("%s is published without its clip: %s", last_name(str(path)), error.strerror or error)
+                logger.warning("%s is published without its clip: %s", file_name(str(path)), error.strerror or error)
                 return None
-        return {"bytes": data, "path": last_name(str(path)) if path else None}
+        return {"bytes": data, "path": file_name(str(path)) if path else None}
 
     def _read(self, path: str) -> bytes:
         if "://" not in path:
@@ -174,7 +168,7 @@ def clean(value: Any, folder: str, column: str) -> Any:
     if column in ("influence_reason", "motion_reason"):
         return without_folders(value, folder)
     below = folder not in ("", "/") and value.startswith(folder.rstrip("/") + "/")
-    return last_name(value) if below or _is_local(value, column in _FILE_COLUMNS) else value
+    return file_name(value) if below or _is_local(value, column in FILE_COLUMNS) else value
 
 
 def _is_local(text: str, of_a_file: bool) -> bool:
@@ -248,7 +242,7 @@ def _pipeline_name(source: str) -> str:
         return f"{cached[1]}/{cached[2]}"
     parts = source.replace("\\", "/").split("/")
     is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", source) and parts[0] not in (".", "..") and not os.path.exists(source)
-    return source if is_id else last_name(source)
+    return source if is_id else file_name(source)
 
 
 def _published(line: bytes) -> bytes:

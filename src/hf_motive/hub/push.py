@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..index import GradientIndex
 from .checks import check_index, check_kind, check_rows, check_whole
-from .published import SHARD_BYTES, embedded, provenance, publishable, snapshot, undecoded
+from .published import SHARD_BYTES, embedded, provenance, publishable, snapshot, without_decoding
 from .repository import Repository
 from .retries import HubError
 
@@ -243,7 +243,7 @@ def _push_folder(
     _point_to(card.data, split, f"{split}/**")
     with tempfile.TemporaryDirectory(prefix="hf_motive-") as folder:
         count, left_out = write_rows(
-            undecoded(dataset),
+            without_decoding(dataset),
             Path(folder) / split,
             video_column=video_column,
             caption_column=caption_column,
@@ -272,7 +272,7 @@ def _these(dataset: Any, numbers: list[int]) -> Any:
     if hasattr(dataset, "select"):
         return dataset.select(numbers)
     wanted = set(numbers)
-    return undecoded(dataset).filter(lambda _, number: number in wanted, with_indices=True)
+    return without_decoding(dataset).filter(lambda _, number: number in wanted, with_indices=True)
 
 
 def _point_to(data: Any, split: str, path: str) -> None:
