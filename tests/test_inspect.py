@@ -268,7 +268,7 @@ def test_what_lies_where(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, said", [('{"influence": 1}\n\n{"influ\n', "line 3: "), ("[1]\n", "line 1: not an object")]
+    "text, said", [('{"influence": 1}\n\n{"influ\n', "line 3 is not JSON: "), ("[1]\n", "line 1 is no object")]
 )
 def test_a_table_that_cannot_be_read_is_named(tmp_path, text, said):
     path = tmp_path / "bad.jsonl"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
+from hf_motive.commands.select import SelectArguments, choose
 from hf_motive.selection import best, best_of_each, without_worst
 
 NAN = float("nan")
@@ -87,3 +88,12 @@ def test_what_cannot_be_chosen_from_is_said():
         best(IterableDataset.from_generator(lambda: iter(())))
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         best(SCORED, count=0)
+
+
+def test_what_is_selected_of_a_stream_is_what_is_printed():
+    """Among equals the command takes as many as it says, of a stream too."""
+    rows = {"influence_id": list("abcd"), "influence_status": ["ok"] * 4, "influence_votes": [1.0, 2.0, 1.0, 1.0]}
+    table = Dataset.from_dict(rows)
+    for dataset in (table, table.to_iterable_dataset()):
+        kept, numbers = choose(dataset, SelectArguments("run", "out", by="influence_votes", count=2))
+        assert sorted(row["influence_id"] for row in kept) == ["a", "b"] and numbers["kept"] == 2

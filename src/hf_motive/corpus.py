@@ -7,7 +7,8 @@ comes, not the loading.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -137,13 +138,7 @@ def undecoded(
         TypeError, ValueError: as `readable`; a column is missing, or the caption is no text.
     """
     dataset = readable(dataset, name)
-    names = {video_column: "video_column=", caption_column: "caption_column="}
-    for column in (*names, *others):
-        if column is not None and column not in dataset.features:
-            remedy = f"Name the right one with {names[column]}" if column in names else "Add it, or name another"
-            raise ValueError(
-                f"{name} has no column {column!r}; its columns are {', '.join(dataset.features)}. {remedy}"
-            )
+    check_columns(dataset.features, video_column, caption_column, *others, name=name)
     caption = dataset.features[caption_column]
     if getattr(caption, "dtype", None) not in ("string", "large_string", "null"):
         raise ValueError(
@@ -151,6 +146,17 @@ def undecoded(
             "in another column by caption_column="
         )
     return as_files(dataset, video_column)
+
+
+def check_columns(
+    columns: Collection[str], video_column: str, caption_column: str, *others: str | None, name: str = "the dataset"
+) -> None:
+    """Raise ValueError where a column is missing; None asks for nothing."""
+    remedies = {video_column: "video_column=", caption_column: "caption_column="}
+    for column in (*remedies, *others):
+        if column is not None and column not in columns:
+            remedy = f"Name the right one with {remedies[column]}" if column in remedies else "Add it, or name another"
+            raise ValueError(f"{name} has no column {column!r}; its columns are {', '.join(columns)}. {remedy}")
 
 
 def readable(dataset: AnyDataset, name: str = "the dataset") -> AnyDataset:
@@ -269,8 +275,6 @@ def _sidecar(video: Path) -> str | None:
 
 def _from_table(path: Path) -> Dataset:
     """A table of clips; relative paths in `file_name`, `file_path`, `path` or `video` start at the table's folder."""
-    import json
-
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
@@ -281,13 +285,7 @@ def _from_table(path: Path) -> Dataset:
     elif path.suffix == ".csv":
         dataset = Dataset(pa.csv.read_csv(path))
     elif path.suffix in (".jsonl", ".json"):
-        rows = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path} line {number} is not JSON: {error}") from error
+        rows = json_lines(path)
         names = dict.fromkeys(name for row in rows for name in row)  # the first row may lack some
         dataset = Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
     else:
@@ -304,6 +302,21 @@ def _from_table(path: Path) -> Dataset:
         videos = [_beside(path, name) for name in dataset["video"]]
         dataset = dataset.remove_columns("video").add_column("video", videos)
     return dataset
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl. Raises ValueError that names the line."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path} line {number} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path} line {number} is no object of columns")
+            rows.append(row)
+    return rows
 
 
 def _beside(table: Path, name: str | None) -> str | None:

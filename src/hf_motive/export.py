@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .corpus import VIDEO_SUFFIXES, as_files
+from .corpus import VIDEO_SUFFIXES, as_files, check_columns
 from .errors import ClipError
 from .video import _decode, _file, _name, _open, load_clip, save_clip
 
@@ -135,7 +135,7 @@ def write_rows(
     with (folder / METADATA).open("w", encoding="utf-8", newline="\n") as metadata:
         total = getattr(dataset, "num_rows", None)
         for number, row in enumerate(tqdm(dataset, desc=progress, total=total, disable=not progress)):
-            _check_columns(row, video_column, caption_column)
+            check_columns(row, video_column, caption_column)
             try:
                 clip = _write_clip(row[video_column], folder / "clips", number)
             except ClipError as error:
@@ -199,7 +199,7 @@ def _undecoded(dataset: Any, video_column: str, caption_column: str) -> Any:
     dataset = dataset.with_format(None)
     if dataset.features is None:
         return dataset
-    _check_columns(dataset.features, video_column, caption_column)
+    check_columns(dataset.features, video_column, caption_column)
     dataset = as_files(dataset, video_column)
     unsaid = [
         column
@@ -208,15 +208,6 @@ def _undecoded(dataset: Any, video_column: str, caption_column: str) -> Any:
         and (hasattr(feature, "decode_example") or type(feature).__name__.startswith("Array"))
     ]
     return dataset.remove_columns(unsaid) if unsaid else dataset
-
-
-def _check_columns(columns: Mapping[str, Any], video_column: str, caption_column: str) -> None:
-    for column, what in ((video_column, "video"), (caption_column, "caption")):
-        if column not in columns:
-            raise ValueError(
-                f"the dataset has no column {column!r}; its columns are {', '.join(columns)}. "
-                f"Name the right one with {what}_column="
-            )
 
 
 # Clips ----------------------------------------------------------------------------------------------------------

@@ -169,6 +169,7 @@ def choose(
         if name is not None and name not in (scored.column_names or ()):
             raise ValueError(f"no column {name!r} to choose by; there are {', '.join(scored.column_names or ())}")
     table = _scores_of(scored if table is None else table, (by, group, *_SAID))
+    table = table.add_column("_row", range(len(table)))
 
     def chosen(dataset: Any) -> Any:
         if group is not None and arguments.count is not None:
@@ -178,13 +179,13 @@ def choose(
         return best(dataset, arguments.fraction, count=arguments.count, by=by)
 
     if arguments.worst:
-        order = best(table.add_column("_row", range(len(table))), 1.0, by=by)["_row"][::-1]
-        rows = order[: arguments.count or selection_size(len(order), arguments.fraction)]
-        few, kept = table.select(rows), _these(scored, rows, table)
+        order = best(table, 1.0, by=by)["_row"][::-1]
+        few = table.select(order[: arguments.count or selection_size(len(order), arguments.fraction)])
     else:
-        few, kept = chosen(table), chosen(scored)
+        few = chosen(table)
     if not len(few):
         raise ValueError("nothing is left: every row that has a score is among the worst")
+    kept = _these(scored, few["_row"][:], table)
     scores = few[by][:]
     have = best(table, 1.0, by=by).num_rows
     unscored = _unscored(table, by)

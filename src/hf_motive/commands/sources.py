@@ -172,6 +172,8 @@ def read_scores(source: Source, split: str) -> tuple[Table, list[str]]:
     import pyarrow.csv
     import pyarrow.parquet as pq
 
+    from ..corpus import json_lines
+
     assert source.scored is not None
     path = Path(source.scored)
     if source.kind == "hub":
@@ -197,23 +199,8 @@ def read_scores(source: Source, split: str) -> tuple[Table, list[str]]:
             table = pa.csv.read_csv(path)
     else:
         with _named(str(path)):
-            table = pa.Table.from_pylist(_objects(path))
+            table = pa.Table.from_pylist(json_lines(path))
     return table.select(_wanted(table.schema)), table.column_names
-
-
-def _objects(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl."""
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: not an object of columns")
-            rows.append(row)
-    return rows
 
 
 def _hub_scores(repo_id: str, split: str) -> tuple[Table, list[str]]:

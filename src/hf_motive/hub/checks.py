@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..corpus import check_columns
 from ..index import GradientIndex
 from .published import without_decoding
 from .repository import Repository
@@ -20,12 +21,7 @@ def check_rows(dataset: Any, video_column: str, caption_column: str) -> dict[str
     if not len(rows):
         raise ValueError("the dataset has no rows: nothing to push")
     names = dataset.column_names or list(rows[0])
-    for column, what in ((video_column, "video"), (caption_column, "caption")):
-        if column not in names:
-            raise ValueError(
-                f"the dataset has no column {column!r}; its columns are {', '.join(names)}. "
-                f"Name the right one with {what}_column="
-            )
+    check_columns(names, video_column, caption_column)
     if "influence" not in names:
         raise ValueError(
             f"the dataset has no column 'influence'; its columns are {', '.join(names)}. Score it first "
