@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from datasets import Dataset
+from datasets import Array4D, Dataset, Features, Value
 from markdown_it import MarkdownIt
 from PIL import Image
 
@@ -367,3 +367,17 @@ def test_every_package_is_listed_and_the_templates_are_installed(tmp_path):
         "assert all((files / name).is_file() for name in ('dataset.md', 'index.md'))\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["frames", "paths", "nothing"])
+def test_clips_of_any_kind_have_a_card(kind, tmp_path):
+    """Frames as arrays, paths as they are, rows without a video: the card is written after the data was sent."""
+    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), dtype=np.uint8)
+    clips = {"frames": frames, "paths": ["/home/somebody/a.mp4"] * 2, "nothing": [None] * 2}[kind]
+    rest = {"caption": ["/home/somebody/a.mp4", "b"], "influence": [0.1, 0.2], "influence_rank": [1.0, 0.0]}
+    features = (
+        Features(video=Array4D((4, 16, 16, 3), "uint8")) if kind == "frames" else Features(video=Value("string"))
+    )
+    features |= {"caption": Value("string"), "influence": Value("float64"), "influence_rank": Value("float64")}
+    card = dataset_card(Dataset.from_dict({"video": clips, **rest}, features=Features(features)), "me/clips")
+    assert ("card/clips.png" in card.files) == (kind == "frames") and "/home" not in card.text

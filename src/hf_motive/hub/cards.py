@@ -27,7 +27,7 @@ from .card_text import (
     signed,
     size_category,
 )
-from .published import clean, without_folders
+from .published import publishable, without_folders
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -125,8 +125,7 @@ def dataset_card(
     videos = table.videos({*first, *last})
 
     def caption(row: int) -> Any:
-        path = str((videos.get(row) or {}).get("path") or "")
-        return clean(table.value(caption_column, row), path.rpartition("/")[0], caption_column)
+        return publishable({caption_column: table.value(caption_column, row)}, videos.get(row))[caption_column]
 
     rows = {
         row: {
