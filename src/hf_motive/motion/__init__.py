@@ -7,6 +7,7 @@ from .clip import ClipMotion, clip_motion
 from .dis import DISFlow
 from .estimator import Flow, MotionEstimator
 from .mask import STATIC_THRESHOLD, latent_mask, magnitude, mean_motion, motion_mask
+from .weight import MotionWeight
 
 __all__ = [
     "STATIC_THRESHOLD",
@@ -14,6 +15,7 @@ __all__ = [
     "DISFlow",
     "Flow",
     "MotionEstimator",
+    "MotionWeight",
     "clip_motion",
     "compensate_camera",
     "latent_mask",
