@@ -5,8 +5,9 @@ ISO 639 code; a base_model or datasets entry that can be no id; values of the wr
 no metadata; a task outside its list. Sources: datasetcard.md, modelcard.md and repositories-licenses.md of hub-docs,
 pipelines.ts of huggingface.js, and messages of the Hub that users have reported.
 
-Not known to be the Hub's own, and errors here: a size category outside the list, an unnamed `other` license, and the
-inner structure of `configs`, `dataset_info` and `model-index`. Not looked up: whether an id or a link exists.
+Not known to be the Hub's own, and errors here: a size category outside the list, an unnamed `other` license, a
+base_model_relation outside the documented four or without a base_model, and the inner structure of `configs`,
+`dataset_info`, `model-index` and `widget`. Not looked up: whether an id or a link exists.
 """
 
 from __future__ import annotations
@@ -46,8 +47,10 @@ _TASKS = _words("""
     multiple-choice text-ranking text-retrieval time-series-forecasting text-to-video image-text-to-text
     visual-question-answering document-question-answering zero-shot-image-classification graph-ml mask-generation
     zero-shot-object-detection text-to-3d image-to-3d image-feature-extraction video-text-to-text keypoint-detection
-    visual-document-retrieval any-to-any other
+    visual-document-retrieval any-to-any video-to-video image-text-to-image image-text-to-video other
 """)
+# https://huggingface.co/docs/hub/model-cards#specifying-a-base-model
+_RELATIONS = ("adapter", "finetune", "merge", "quantized")
 _BLOCK = re.compile(r"^\s*---(?:\r\n|\r|\n)([\S\s]*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|$)")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SPLIT = re.compile(r"\w+(\.\w+)*")
@@ -198,6 +201,12 @@ def _dataset_info(about: dict[str, Any]) -> Iterator[str]:
 def _model(data: dict[str, Any]) -> Iterator[str]:
     yield from _string(data, "library_name", "pipeline_tag")
     yield from _strings(data, "metrics")
+    relation = data.get("base_model_relation")
+    if relation not in (None, *_RELATIONS):
+        yield f'"base_model_relation" must be one of [{", ".join(_RELATIONS)}]'
+    elif relation and not data.get("base_model"):
+        yield '"base_model_relation" goes with a "base_model"'
+    yield from _widget(data.get("widget"))
     for entry in _listed(data.get("model-index")):
         if not isinstance(entry, dict) or not {"name", "results"} <= set(entry):
             yield '"model-index" must be an array of mappings with "name" and "results"'
@@ -207,3 +216,18 @@ def _model(data: dict[str, Any]) -> Iterator[str]:
                 yield f'a result of {entry["name"]} has no "task" with "type", or no "dataset" with "type" and "name"'
             if not result.get("metrics") or not all({"type", "value"} <= set(metric) for metric in result["metrics"]):
                 yield f'a result of {entry["name"]} has no metrics with "type" and "value"'
+
+
+def _widget(widget: Any) -> Iterator[str]:
+    """Examples of what a model gives: a prompt, and where its picture or clip lies in the repository."""
+    if widget is None:
+        return
+    if not isinstance(widget, list) or not all(isinstance(example, dict) for example in widget):
+        yield '"widget" must be an array of mappings'
+        return
+    for place, example in enumerate(widget):
+        if not isinstance(example.get("text", ""), str):
+            yield f'"widget[{place}].text" must be a string'
+        output = example.get("output", {"url": "-"})
+        if not isinstance(output, dict) or not (isinstance(output.get("url"), str) or "text" in output):
+            yield f'"widget[{place}].output" must be a mapping with a "url"'

@@ -117,11 +117,11 @@ def header(
     return {**absent, **entries, **ours, "tags": list(dict.fromkeys(tags)), **license_entries(license, kept)}
 
 
-def license_sentence(entries: Mapping[str, Any]) -> str:
-    """The same for people."""
+def license_sentence(entries: Mapping[str, Any], of: str = "the clips") -> str:
+    """The same for people. `of`: what is licensed."""
     license = entries.get("license")
     if license in (None, "unknown"):
-        return "The licence of the clips was not said when this was published."
+        return f"The licence of {of} was not said when this was published."
     if license == "other":
         link = str(entries.get("license_link") or "")
         shown = f": <{link}>" if re.fullmatch(r"https?://[^\s<>|]+", link) else ""
