@@ -35,6 +35,28 @@ def weights(pipeline: Any) -> dict[str, str]:
     return digests
 
 
+def denoiser(module: nn.Module) -> str:
+    """16 hex digits of a model's weights: names, shapes, and values rounded to bfloat16.
+
+    Unlike `weights`, the same for a checkpoint whether it is loaded in float32 or in bfloat16.
+    """
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        for inner, tensor in _plain(key, value):
+            digest.update(f"{inner} {tuple(tensor.shape)}".encode())
+            digest.update(_bytes(tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor))
+    for key, layer in module.named_modules():
+        if hasattr(layer, "scaling") and hasattr(layer, "active_adapters"):
+            digest.update(f"{key} {sorted(layer.active_adapters)} {text(layer.scaling)}".encode())
+    return digest.hexdigest()[:16]
+
+
+def model(denoisers: Mapping[str, nn.Module | str]) -> str:
+    """16 hex digits of the model that all denoisers of a pipeline are, from the denoisers or from their digests."""
+    parts = {name: part if isinstance(part, str) else denoiser(part) for name, part in denoisers.items()}
+    return hashlib.sha256(text(parts).encode()).hexdigest()[:16]
+
+
 def text(value: Any) -> str:
     """A value as JSON: the same for equal values in every process. Tensors, arrays and images stand as digests."""
     return json.dumps(value, sort_keys=True, default=_stand_in)
