@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hf_motive.pipelines.doors import Doors, Reached
 from hf_motive.pipelines.error import PipelineError
 from hf_motive.pipelines.observation import Observation
+from hf_motive.pipelines.recall import Recall
 
 #: Seed of every random number that a pipeline draws for itself during a step (augmentation of a conditioning image,
 #: for instance). The noise of the step is not among them: it is given.
@@ -40,6 +41,8 @@ def observe(
     hand_on: str = "sample",
     decoded: Tensor | None = None,
     generator_device: str | torch.device = "cpu",
+    recall: Recall | None = None,
+    to_denoiser: bool = False,
 ) -> Observation:
     """Call `pipeline(**arguments)` and stop it after a number of calls of `scheduler.step`, or at `vae.decode`.
 
@@ -52,13 +55,15 @@ def observe(
             the call goes on.
         replay: Denoiser name -> recorded output, returned in place of running it.
         grad: Switch gradients on at the denoiser's door, so that the model output carries its graph.
-        seed: Of the random numbers that the pipeline draws.
+        seed: Of the random numbers that the pipeline and its denoiser draw.
         side: Method -> factor of the latents that it makes: the streams beside the clip, such as audio.
         steps: Stop once `scheduler.step` has been called so often. None: go on to `vae.decode`.
         hand_on: What `scheduler.step` gives back, unchanged and in full precision from there: its "sample", or its
             "model_output".
         generator_device: Of the generator that the call is given.
         decoded: Returned by `vae.decode`, and the call goes on to where the pipeline turns the video into pixels.
+        recall: Of the frozen parts, what they answer or have answered before.
+        to_denoiser: Stop before the first denoiser runs.
 
     Raises:
         PipelineError: The pipeline returned without passing the doors, or denoises in more than one round.
@@ -73,10 +78,12 @@ def observe(
             stack.enter_context(_quiet())  # its blocks log every error with its trace, the expected ones too
         vars(pipeline)["_progress_bar_config"] = {"disable": True}
 
+        if recall is not None:
+            doors.frozen(recall, denoisers)
         doors.scheduler(slice_schedule, steps, hand_on)
         doors.latents(inject, side or {})
         doors.side_streams(side or {})
-        doors.denoisers(denoisers, replay or {}, grad)
+        doors.denoisers(denoisers, replay or {}, grad, to_denoiser)
         doors.vae(steps is None, decoded)
 
         if "generator" in call_parameters(pipeline):
@@ -90,7 +97,8 @@ def observe(
         except Exception as error:
             error.add_note(f"while hf_motive called {type(pipeline).__name__}({', '.join(arguments)}) for one step")
             raise
-    needed = ("prepare_latents", "scheduler.set_timesteps", "scheduler.step", *(["vae.decode"] if not steps else []))
+    last = ["denoiser"] if to_denoiser else ["scheduler.step"] if steps else ["scheduler.step", "vae.decode"]
+    needed = ("prepare_latents", "scheduler.set_timesteps", *last)
     missed = [door for door in needed if door not in seen.reached]
     if missed:
         raise PipelineError(

@@ -123,7 +123,20 @@ class Conditioning:
 
     def arguments(self, caption: str, example: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments of one call."""
-        arguments: dict[str, Any] = dict(self._fixed)
+        return self._with(dict(self._fixed), caption, example)
+
+    def generation(self, caption: str, example: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments of an ordinary call, which generates: nothing of what training forces on it."""
+        shape = dict.fromkeys(FRAME_ARGUMENTS, self.num_frames) | {"height": self.height, "width": self.width}
+        shape["use_resolution_binning"] = False
+        return self._with({k: v for k, v in shape.items() if k in self._takes}, caption, example)
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether a call needs anything of its example."""
+        return self.given is not None or bool(self.from_the_clip)
+
+    def _with(self, arguments: dict[str, Any], caption: str, example: Mapping[str, Any]) -> dict[str, Any]:
         if "prompt" in self._takes:
             arguments["prompt"] = caption
         if self.from_the_clip and "pixels" not in example:

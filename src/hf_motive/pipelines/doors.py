@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from hf_motive.pipelines.error import PipelineError
 from hf_motive.pipelines.observation import Observation, Step
+from hf_motive.pipelines.recall import Recall
 
 #: Methods that may make the latents of a second stream, such as audio.
 SIDE_METHODS = re.compile(r"prepare_\w+_latents")
@@ -188,8 +189,10 @@ class Doors:
 
     # ------------------------------------------------------------------------------------------------------ denoisers
 
-    def denoisers(self, denoisers: Mapping[str, nn.Module], replay: Mapping[str, Any], grad: bool) -> None:
-        """What goes into the denoisers and comes out, with gradients or from a recording."""
+    def denoisers(
+        self, denoisers: Mapping[str, nn.Module], replay: Mapping[str, Any], grad: bool, stop: bool = False
+    ) -> None:
+        """What goes into the denoisers and comes out, with gradients or from a recording; or the first ends it all."""
         for name, module in denoisers.items():
             for part in module.modules():
                 if hasattr(part, "processor"):  # some calls exchange the attention processors until their last line
@@ -198,10 +201,12 @@ class Doors:
             door = "forward" if module._compiled_call_impl is None else "_compiled_call_impl"
             original = getattr(module, door)
             recorded = {"output": replay[name]} if name in replay else {}
-            watched = functools.partial(self._denoise, original, name, recorded, grad)
+            watched = functools.partial(self._denoise, original, name, recorded, grad, stop)
             self._replace(module, door, functools.wraps(original)(watched))
 
-    def _denoise(self, original: Callable, name: str, recorded: dict, grad: bool, *args: Any, **kwargs: Any) -> Any:
+    def _denoise(
+        self, original: Callable, name: str, recorded: dict, grad: bool, stop: bool, *args: Any, **kwargs: Any
+    ) -> Any:
         """Of a schedule that was cut to one timestep there is one round: the denoiser runs, then the scheduler steps.
 
         The pipeline itself runs without gradients. They are switched on here and stay on to `scheduler.step`; the
@@ -214,6 +219,10 @@ class Doors:
                 "follow scheduler.timesteps, it denoises at several resolutions, or it makes the clip window by "
                 "window. If the latter, choose a num_frames that fits one window.",
             )
+        if stop:
+            self.seen.reached.add("denoiser")
+            self.seen.asked = (name, args, kwargs)
+            raise Reached
         self.seen.inputs += [part for part in (*args, *kwargs.values()) if isinstance(part, Tensor)]
         if grad:
             torch.set_grad_enabled(True)
@@ -225,6 +234,34 @@ class Doors:
             self.stack.enter_context(_KeepsGraph())
         self.seen.outputs[name] = output
         return output
+
+    # ---------------------------------------------------------------------------------------------------- frozen parts
+
+    def frozen(self, recall: Recall, denoisers: Mapping[str, nn.Module]) -> None:
+        """What the frozen parts are asked, and what they answer or have answered before.
+
+        Before the other doors, which watch what is recalled as they watch what is asked.
+        """
+        if recall.record:
+            self.stack.enter_context(recall.reads)
+        parts = {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
+        vae = getattr(self.pipeline, "vae", None)
+        if callable(getattr(self.pipeline, "encode_prompt", None)):
+            self._recalled(recall, "encode_prompt", self.pipeline, "encode_prompt")
+        for name, part in parts.items():
+            if name in denoisers:
+                continue
+            if hasattr(part, "encode"):
+                self._recalled(recall, f"{name}.encode", part, "encode")
+            if part is not vae and not hasattr(part, "decode"):
+                door = "forward" if part._compiled_call_impl is None else "_compiled_call_impl"
+                self._recalled(recall, name, part, door)
+
+    def _recalled(self, recall: Recall, door: str, thing: Any, method: str) -> None:
+        if recall.opens(door):
+            original = getattr(thing, method)
+            asked = functools.partial(recall.ask, self.pipeline, door, original)
+            self._replace(thing, method, functools.wraps(original)(asked))
 
     # ------------------------------------------------------------------------------------------------------------ VAE
 

@@ -61,6 +61,30 @@ class Learnt:
         """One call at a position of the schedule."""
         return self.call(arguments, slice_schedule=lambda s: self.schedule.slice(s, position), **options)
 
+    def regions(self, arguments: dict[str, Any]) -> dict[str, range]:
+        """Denoiser -> the positions at which it is asked: by bisection, since each has one stretch of the schedule."""
+        last = len(self.schedule.timesteps) - 1
+        seen = self.observe(arguments, 0, steps=self.steps)
+        names = self.call.keywords["denoisers"]
+        said = dict.fromkeys(names, _filled(next(iter(seen.outputs.values())), 0.0))
+
+        def asked(position: int) -> frozenset[str]:
+            return frozenset(self.observe(arguments, position, replay=said, steps=self.steps).outputs)
+
+        found = {0: frozenset(seen.outputs), last: asked(last)}
+
+        def bisect(low: int, high: int) -> None:
+            if found[low] == found[high] or high - low < 2:
+                return
+            middle = (low + high) // 2
+            found[middle] = asked(middle)
+            bisect(low, middle)
+            bisect(middle, high)
+
+        bisect(0, last)
+        places = {name: [place for place, asked in found.items() if name in asked] for name in names}
+        return {name: range(min(p), max(p) + 1) for name, p in places.items() if p}
+
     def encode(self, pixels: Tensor) -> Tensor:
         """(F, 3, H, W) in [-1, 1] to (C, T, h, w) float32 in the VAE's own units: the mode of the posterior."""
         vae = self.pipeline.vae

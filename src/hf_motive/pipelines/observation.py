@@ -38,6 +38,7 @@ class Observation:
     decoded: Tensor = field(init=False)  # the argument of vae.decode
     shown: Tensor | None = None  # the video that the pipeline was about to turn into pixels
     inputs: list[Tensor] = field(default_factory=list)  # the tensors that denoisers were given
+    asked: tuple[str, tuple, dict[str, Any]] = field(init=False)  # the denoiser's name and arguments, where it ended
     encoded: list[Tensor] = field(default_factory=list)  # modes of what vae.encode returned
     side: dict[str, Tensor] = field(default_factory=dict)  # method -> latents of a second stream, perhaps
     outputs: dict[str, Any] = field(default_factory=dict)  # denoiser name -> what it returned

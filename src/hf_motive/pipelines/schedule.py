@@ -81,7 +81,16 @@ class Schedule:
         if not on_scale and self._is_flow() and sum(self.noise_kernel(0)) == 1:
             levels, on_scale = 1000 * torch.tensor([self.noise_kernel(i)[1] for i in range(len(levels))]), True
         by_level, by_order = (levels - timestep).abs().argmin(), (1 - timestep / 1000) * (len(levels) - 1)
-        position = int(by_level) if on_scale else round(by_order)
+        return self.at(int(by_level) if on_scale else round(by_order))
+
+    def at(self, position: int) -> ScheduledTimestep:
+        """What the schedule has at a position.
+
+        Raises:
+            IndexError: It has no such position.
+        """
+        if not 0 <= position < len(self.timesteps):
+            raise IndexError(f"the schedule has positions 0 to {len(self.timesteps) - 1}, got {position}")
         signal, sigma = self.noise_kernel(position)
         return ScheduledTimestep(float(self.timesteps[position]), sigma, signal, position)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_motive.pipelines import digest
+from hf_motive.pipelines.call import CALL_SEED
 from hf_motive.pipelines.conditioning import Conditioning
 from hf_motive.pipelines.error import PipelineError
 from hf_motive.pipelines.learn import learn
 from hf_motive.pipelines.observation import Observation
+from hf_motive.pipelines.recall import Answers, Recall, closed_doors
 from hf_motive.pipelines.schedule import ScheduledTimestep
 
 #: Components that denoise, by name; all others (text encoders, VAE, image encoders) are fixed and get no gradient.
@@ -30,12 +33,14 @@ class StepOutput(NamedTuple):
         prediction: The denoiser's prediction, float32, with its graph.
         target: What it should have been, float32.
         weight: Weight of each element, float32; 0 where the pipeline conditions instead of denoising.
+        unweighted: The loss without the weight: scalar, float32, without a graph.
     """
 
     loss: Tensor
     prediction: Tensor
     target: Tensor
     weight: Tensor
+    unweighted: Tensor
 
 
 class PipelineStep:
@@ -80,6 +85,9 @@ class PipelineStep:
         self._conditioning = Conditioning(pipeline, num_frames, height, width, conditioning, self.call_kwargs)
         example = example or {"pixels": torch.zeros(num_frames, 3, height, width)}
         self._learnt = learn(pipeline, self.denoisers, self._conditioning, example, check)
+        self._learning_example = example
+        self._closed: frozenset[str] | None = None
+        self._regions: dict[str, range] | None = None
 
     # ------------------------------------------------------------------------------------------------- what is used
 
@@ -121,9 +129,12 @@ class PipelineStep:
         caption: str,
         *,
         noise: Tensor,
-        timestep: float,
+        timestep: float | ScheduledTimestep,
         weight: Tensor | None = None,
         example: Mapping[str, Any] | None = None,
+        answers: Mapping[str, Any] | None = None,
+        seed: int = CALL_SEED,
+        grad: bool = True,
     ) -> StepOutput:
         """The denoising loss of one clip at one timestep with one noise, weighted by location (arXiv 2601.08828).
 
@@ -131,10 +142,15 @@ class PipelineStep:
             latents: (C, T, h, w), from `encode`.
             caption: The clip's caption; unused where the pipeline takes no prompt.
             noise: (C, T, h, w), from `noise`.
-            timestep: In [0, 1000], 1000 is noise; the schedule's nearest is taken, see `resolve_timestep`.
+            timestep: In [0, 1000], 1000 is noise; the schedule's nearest is taken, see `resolve_timestep`. Or one of
+                `scheduled`.
             weight: (T, h, w), or None for the plain loss.
             example: What the clip is conditioned on: `pixels` (F, 3, H, W) where the pipeline takes its first frame,
                 or whatever `conditioning` reads.
+            answers: What the frozen parts said before, from `answers`: what is found there is not asked again.
+            seed: Of the random numbers that the pipeline and its denoiser draw, such as dropout. Training takes
+                another one at every step, or the same units would be dropped each time.
+            grad: Whether the loss has a graph. Validation does without.
 
         Raises:
             PipelineError: No gradient arrives, or what was put in is not what the scheduler was given.
@@ -147,7 +163,11 @@ class PipelineStep:
             if value is not None and tuple(value.shape) != tuple(shape):
                 raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
         learnt = self._learnt
-        place, arrive, device = learnt.schedule.resolve(timestep), learnt.map.arrive, learnt.covered.device
+        arrive, device = learnt.map.arrive, learnt.covered.device
+        if isinstance(timestep, ScheduledTimestep):
+            place = self.scheduled(timestep.position)
+        else:
+            place = self.resolve_timestep(timestep)
         clip = learnt.map.latents(latents.to(device, torch.float32))
         noise = learnt.map.place(noise.to(device, torch.float32))
         noised = place.signal * clip + place.sigma * noise
@@ -156,11 +176,13 @@ class PipelineStep:
             place.position,
             inject=self._injection(noised, place),
             side=learnt.companions.side_factors(place.sigma),
-            grad=True,
+            grad=grad,
             steps=learnt.steps,
+            seed=seed,
+            recall=Recall(answers) if answers else None,
         )
         self._check_arrival(seen, noised)
-        prediction = self._prediction(seen)
+        prediction = self._prediction(seen, grad)
 
         a, b = learnt.affine(seen, place.signal, place.sigma)
         denoised = (b != 0) & arrive.gather(learnt.covered)
@@ -175,9 +197,84 @@ class PipelineStep:
         else:
             weight = weight.to(device, torch.float32).expand(self.latent_shape)
             weights = arrive.gather(self._learnt.map.place(weight)) * denoised
-        with torch.enable_grad():
-            loss = (weights * torch.where(denoised, prediction - target, 0.0) ** 2).sum() / denoised.sum()
-        return StepOutput(loss, prediction, target, weights)
+        with torch.set_grad_enabled(grad):
+            squares = torch.where(denoised, prediction - target, 0.0) ** 2
+            loss = (weights * squares).sum() / denoised.sum()
+        unweighted = loss.detach() if weight is None else squares.detach().sum() / denoised.sum()
+        return StepOutput(loss, prediction, target, weights, unweighted)
+
+    # --------------------------------------------------------------------------------------------- what training needs
+
+    def answers(self, caption: str, example: Mapping[str, Any] | None = None) -> Answers:
+        """What the frozen parts (text encoder, image encoder, VAE of a conditioning image) say of one clip.
+
+        One call of the pipeline, to the door of its denoiser; the first one of this step a few more, to learn which
+        answers hold at every timestep.
+
+        Args:
+            caption, example: As `loss` takes them.
+
+        Returns:
+            For `loss(answers=...)`, as often as the frozen parts stay as they are; answers of several captions may be
+            put together. `pipelines.recall` writes and reads them.
+        """
+        if self._closed is None:
+            self._closed = closed_doors(self.pipeline, functools.partial(self._asked, caption, example))
+        recall = Recall(record=True, closed=self._closed)
+        answers = recall.finish(self._asked(caption, example, recall))
+        recall.warn(self.pipeline)
+        return answers
+
+    def _asked(
+        self,
+        caption: str,
+        example: Mapping[str, Any] | None,
+        recall: Recall,
+        *,
+        last: bool = False,
+    ) -> Any:
+        """What the denoiser is asked at the first position of the schedule, or at the last."""
+        position = len(self._learnt.schedule.timesteps) - 1 if last else 0
+        arguments = self._conditioning.arguments(caption, example or {})
+        return self._learnt.observe(arguments, position, recall=recall, to_denoiser=True, seed=CALL_SEED + last).asked
+
+    def positions(self, denoiser: str | None = None) -> range:
+        """Where in the long schedule a denoiser is asked; 0 is the noisiest.
+
+        Args:
+            denoiser: A component's name, as in `denoisers`. None: the whole schedule.
+
+        Raises:
+            ValueError: There is no such denoiser.
+        """
+        if denoiser is None:
+            return range(len(self._learnt.schedule.timesteps))
+        if denoiser not in self.denoisers:
+            raise ValueError(f"there is no denoiser {denoiser!r}; there is {', '.join(self.denoisers)}")
+        if self._regions is None:
+            self._regions = self._learnt.regions(self._conditioning.arguments("", self._learning_example))
+        return self._regions.get(denoiser, range(0))
+
+    def scheduled(self, position: int) -> ScheduledTimestep:
+        """What the schedule has at a position in `positions()`.
+
+        Raises:
+            IndexError: It has no such position.
+        """
+        return self._learnt.schedule.at(position)
+
+    def generation(self, caption: str, example: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Keyword arguments of an ordinary, generating call of the pipeline for a clip like this one.
+
+        What the clip gives (image, video), `conditioning` and `call_kwargs` are among them; guidance and the number
+        of steps are the pipeline's own defaults.
+        """
+        return self._conditioning.generation(caption, example or {})
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether a step needs its clip's row: pixels, or what `conditioning` reads."""
+        return self._conditioning.reads_rows
 
     def settings(self) -> dict[str, Any]:
         """What a feature depends on, as JSON values: features of other settings cannot be compared with it."""
@@ -216,10 +313,10 @@ class PipelineStep:
 
         return inject
 
-    def _prediction(self, seen: Observation) -> Tensor:
+    def _prediction(self, seen: Observation, grad: bool) -> Tensor:
         """float32, with its graph."""
         output = self._learnt.model_output(seen)
-        if not output.requires_grad:
+        if grad and not output.requires_grad:
             trainable = any(p.requires_grad for denoiser in self.denoisers.values() for p in denoiser.parameters())
             raise PipelineError(
                 self.pipeline,
