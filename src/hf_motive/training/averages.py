@@ -238,8 +238,9 @@ class Averaging(TrainerCallback):
                     "have taken apart: choose ZeRO stage 2, fsdp_version: 2, or no averaging."
                 )
             if isinstance(parameter, DTensor):  # still a parameter: what requires no gradient, EMAModel only copies
-                parameter = nn.Parameter(parameter.detach().to_local())
-            local[name] = parameter
+                local[name] = nn.Parameter(parameter.to_local().detach())
+            else:
+                local[name] = parameter
         if not local:
             raise ValueError("averaging found no parameter that requires_grad: make trainable what is trained first.")
         return local
