@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 #: Where a call's result holds its frames, by the names that pipelines give it.
 RESULTS = ("videos", "frames", "video", "images")
+
+_VAE = {"encode", "decode"}
 
 
 def frames(result: Any) -> Tensor:
@@ -85,24 +87,20 @@ def _with_bars(pipeline: Any) -> Iterator[Any]:
 
 @contextmanager
 def one_precision(pipeline: Any, denoisers: Mapping[str, nn.Module], device: torch.device) -> Iterator[None]:
-    """Autocast, where a denoiser in float32 meets parts in half precision; a VAE that is in float32 stays in it."""
+    """Autocast, where a denoiser in float32 meets parts in half precision; a VAE in float32 stays in it regardless."""
     parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     half = [_dtype(part) for name, part in parts.items() if name not in denoisers and _dtype(part).itemsize == 2]
-    if not half or all(_dtype(denoiser).itemsize == 2 for denoiser in denoisers.values()):
-        yield
-        return
+    mixed = bool(half) and any(_dtype(denoiser).itemsize > 2 for denoiser in denoisers.values())
     vae: Any = parts.get("vae")
-    attributes = vars(vae) if vae is not None and _dtype(vae) == torch.float32 else {}
-    before = {name: attributes[name] for name in ("encode", "decode") if name in attributes}
-    if attributes:
-        attributes |= {name: _precisely(getattr(vae, name), device) for name in ("encode", "decode")}
-    try:
-        with torch.autocast(device.type, half[0]):
-            yield
-    finally:
-        for name in ("encode", "decode"):
-            attributes.pop(name, None)
-        attributes |= before
+    with ExitStack() as stack:
+        if (mixed or torch.is_autocast_enabled(device.type)) and vae is not None and _dtype(vae) == torch.float32:
+            stack.callback(vars(vae).update, {name: vars(vae)[name] for name in _VAE & vars(vae).keys()})
+            for name in _VAE:
+                stack.callback(vars(vae).pop, name)
+                vars(vae)[name] = _precisely(getattr(vae, name), device)
+        if mixed:
+            stack.enter_context(torch.autocast(device.type, half[0]))
+        yield
 
 
 def _precisely(method: Callable[..., Any], device: torch.device) -> Callable[..., Any]:

@@ -119,21 +119,19 @@ class Sampler:
 
     def write(
         self,
-        folder: str | Path,
+        folder: str | Path | None,
         captions: Sequence[str],
         examples: Sequence[Mapping[str, Any]] | None = None,
-        *,
-        save: bool = True,
     ) -> list[Path]:
         """Generate a clip for each caption, as `00-a-red-ball.mp4` and so on, and list them in `samples.json`.
 
         A clip that fails (out of memory, frames that are not finite) is logged and left out: it ends no training.
 
         Args:
-            folder: Where to; it is made.
+            folder: Where to; it is made. None on processes that generate along, since the denoiser is sharded over
+                all, and write nothing.
             captions: Clip i has the seed `seed + i`, whatever the others do.
             examples: The row of each caption.
-            save: False on processes that generate along, since the denoiser is sharded over all, and write nothing.
 
         Returns:
             The files that were written.
@@ -143,22 +141,24 @@ class Sampler:
         """
         if examples is not None and len(examples) != len(captions):
             raise ValueError(f"there must be one example a caption: {len(examples)} and {len(captions)} were given")
-        folder, samples = Path(folder), []
-        if save:
+        if folder is not None:
+            folder = Path(folder)
             folder.mkdir(parents=True, exist_ok=True)
+        samples = []
         for i, caption in enumerate(captions):
             sample = Sample(caption, self.seed + i, _file_name(i, caption))
             try:
                 clip = self.clip(caption, examples[i] if examples is not None else None, sample.seed)
-                if save:
+                if folder is not None:
                     save_clip(folder / sample.file, clip, self.fps)
             except Exception as error:
                 logger.warning("No sample of %r: %s: %s", caption, type(error).__name__, error)
                 continue
             samples.append(sample)
-        if not save:
+        if folder is None:
             return []
-        _write_text(folder / LIST, json.dumps([sample._asdict() for sample in samples], indent=2, ensure_ascii=False))
+        listed = [sample._asdict() for sample in samples]
+        write_text(folder / LIST, json.dumps(listed, indent=2, ensure_ascii=False))
         return [folder / sample.file for sample in samples]
 
     def _guiders(self) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def _file_name(place: int, caption: str) -> str:
     return f"{place:02d}-{words}.mp4" if words else f"{place:02d}.mp4"
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(path)
