@@ -29,11 +29,12 @@ from torch import Tensor
 from . import motion
 from .config import AttributionConfig
 from .corpus import RowId, as_files, clip_name, undecoded
+from .encodings import COLUMNS, ClipEncoder, add_encodings, check_encoded, checked_caption, encoding_of
 from .errors import ClipError
 from .gradients import GradientProjector, clip_feature, select_parameters
 from .index import GradientIndex
 from .motion_columns import stored_mask
-from .pipelines import PipelineStep
+from .pipelines import PipelineStep, digest
 from .processes import processes
 from .projection import Fastfood
 from .transforms import Rivals, add_influence, check_groups, influence_columns, is_reserved
@@ -73,6 +74,8 @@ class MotiveAttributor:
         id_column: Column of a stable id. None: the id is the digest of the file's bytes and the caption.
         mask_column: Column of masks, such as `add_motion` writes, in place of computing them: clips and queries must
             both have it. Such an id knows the mask as well.
+        encoded_column: Column of encodings, as `encode` adds it, in place of the clips: queries must have it, too.
+            VAE and text encoder are not asked, and no clip is decoded that the pipeline is not conditioned on.
         **settings: Single settings in place of `config`'s, by their names in `AttributionConfig`.
 
     Raises:
@@ -98,12 +101,13 @@ class MotiveAttributor:
         caption_column: str = "caption",
         id_column: str | None = None,
         mask_column: str | None = None,
+        encoded_column: str | None = None,
         **settings: Any,
     ):
         base = config.to_dict() if config is not None else {}
         self.config = AttributionConfig.from_dict({**base, **settings})
         self.video_column, self.caption_column, self.id_column = video_column, caption_column, id_column
-        self.mask_column = mask_column
+        self.mask_column, self.encoded_column = mask_column, encoded_column
         self._reads_rows = conditioning is not None
         standard = self.config.standard
         if example is not None and "pixels" not in example:
@@ -124,6 +128,7 @@ class MotiveAttributor:
         self.parameters = select_parameters(self.step.denoisers, self.config.parameters)
         self._noises = [self.step.noise(self.config.seed + draw) for draw in range(self.config.noise_draws)]
         self._settings: dict[str, Any] | None = None
+        self._encoders: dict[bool, ClipEncoder] = {}
 
     # -- one clip ------------------------------------------------------------------------------------------------
 
@@ -131,7 +136,7 @@ class MotiveAttributor:
         """The weight of the loss on the latent grid, and how much the clip moves.
 
         Args:
-            pixels: (F, 3, H, W) in [-1, 1].
+            pixels: (F, 3, H, W) in [-1, 1]; not looked at where a `mask_column` is set.
             example: The row, which has the mask already where a `mask_column` is set.
 
         Returns:
@@ -142,9 +147,14 @@ class MotiveAttributor:
         """
         if self.mask_column is not None:
             return stored_mask(example or {}, self.mask_column, self.step.latent_shape[1:])
-        measured = motion.clip_motion(pixels, self.estimator, compensate=self.config.compensate_camera)
-        mask = measured.mask(self.config.flow_reference, weigh_confidence=self.config.flow_confidence)
-        return motion.latent_mask(mask, self.step.latent_shape[1:]), motion.mean_motion(measured.magnitude)
+        return self._weigh(pixels)
+
+    @property
+    def _weigh(self) -> motion.MotionWeight:
+        config = self.config
+        grid = self.step.latent_shape[1:]
+        reference, camera, confidence = config.flow_reference, config.compensate_camera, config.flow_confidence
+        return motion.MotionWeight(self.estimator, grid, reference, camera, confidence)
 
     def feature(self, video: Any, caption: str | None, example: Mapping[str, Any] | None = None) -> ClipFeature:
         """One clip and its caption to one feature.
@@ -157,18 +167,18 @@ class MotiveAttributor:
         Raises:
             ClipError: the clip cannot be scored; `status` and `reason` say why.
         """
-        if not (caption and caption.strip()):
-            if self.config.require_caption:
-                raise ClipError(
-                    "no_caption",
-                    "the clip has no caption: write one, or score with an empty prompt by require_caption=False",
-                )
-            caption = ""
-        pixels = load_clip(video, self.config.standard)
+        caption = checked_caption(caption, self.config.require_caption)
+        given = encoding_of(example or {}, self._encoder(), self.encoded_column) if self.encoded_column else None
+        has_mask = given is not None and self.mask_column is None and given.mask_digest == self._encoder().mask_digest
+        row = dict(example or {})
+        if given is None or self.step.reads_rows or not (has_mask or self.mask_column):
+            row["pixels"] = load_clip(video, self.config.standard)
         # A static clip is refused without the mask too, so that both ways of scoring rank the same rows.
-        weight, mean_motion = self.motion_weight(pixels, example)
-        latents = self.step.encode(pixels)
-        row = {**(example or {}), "pixels": pixels}
+        if given is not None and has_mask:
+            weight, mean_motion = given.mask()
+        else:
+            weight, mean_motion = self.motion_weight(row.get("pixels"), example)
+        latents = self.step.encode(row["pixels"]) if given is None else given.latents
 
         def draws():
             for timestep in self.config.timesteps:
@@ -182,6 +192,7 @@ class MotiveAttributor:
                                 timestep=timestep,
                                 weight=weight if self.config.motion_weighted else None,
                                 example=row,
+                                answers=given.answers if given is not None else None,
                             ).loss
                         )
                     )
@@ -246,15 +257,49 @@ class MotiveAttributor:
         dataset = undecoded(
             dataset, self.video_column, self.caption_column, self.id_column, self.mask_column, name=name
         )
+        if self.encoded_column is not None and rows:
+            check_encoded(dataset, self._encoder(), self.encoded_column, name)
         if rows and self._reads_rows:
             for column, feature in (given.features or {}).items():  # as it would see them of a dataset on disk
                 if column != self.video_column and dataset.features[column] != feature:
                     dataset = dataset.cast_column(column, feature)
             return dataset
         needed = {self.video_column, self.caption_column, self.id_column, self.mask_column}
+        if self.encoded_column is not None and rows:
+            needed |= {self.encoded_column, *COLUMNS}
         if self.mask_column is not None:
             needed |= {"motion_mean", "motion_status", "motion_reason"}
         return dataset.select_columns([column for column in dataset.features if column in needed])
+
+    def _encoder(self, masks: bool = True) -> ClipEncoder:
+        if masks not in self._encoders:
+            self._encoders[masks] = ClipEncoder(
+                self.step,
+                self.config.standard,
+                weigh=self._weigh if masks else None,
+                video_column=self.video_column,
+                caption_column=self.caption_column,
+                require_caption=self.config.require_caption,
+            )
+        return self._encoders[masks]
+
+    def encode(
+        self, dataset: Dataset, *, masks: bool = True, cache_dir: str | Path | None = None, progress: bool = True
+    ) -> Dataset:
+        """Put latents, masks and text embeddings beside the clips: computed once, for scoring and training alike.
+
+        `MotiveAttributor(..., encoded_column="encoded")` scores by them, and `MotiveTrainer` trains on them.
+
+        Args:
+            dataset: Rows with a video and a caption, no stream.
+            masks: Keep the motion masks as well, unless they are in a `mask_column` anyway.
+            cache_dir, progress: As `add_encodings` takes them.
+
+        Returns:
+            `dataset` with the columns of `add_encodings`.
+        """
+        encoder = self._encoder(masks and self.mask_column is None)
+        return add_encodings(dataset, encoder, cache_dir=cache_dir, progress=progress)
 
     def without_mask(self) -> MotiveAttributor:
         """This attributor without the mask: the whole clip's gradient, everything else being the same."""
