@@ -128,6 +128,7 @@ class MotiveAttributor:
         self.parameters = select_parameters(self.step.denoisers, self.config.parameters)
         self._noises = [self.step.noise(self.config.seed + draw) for draw in range(self.config.noise_draws)]
         self._settings: dict[str, Any] | None = None
+        self._model: str | None = None
         self._encoders: dict[bool, ClipEncoder] = {}
 
     # -- one clip ------------------------------------------------------------------------------------------------
@@ -220,6 +221,16 @@ class MotiveAttributor:
                 "pipeline": self.step.settings(),
             }
         return self._settings
+
+    def model_of(self, index: GradientIndex) -> str | None:
+        """Digest of the model that an index was computed with, if it is this pipeline's; else it is not known here."""
+        theirs = index.settings["features"].get("pipeline", {}).get("weights", {})
+        ours = self.settings()["pipeline"]["weights"]
+        if any(theirs.get(name) != ours[name] for name in self.step.denoisers):
+            return None
+        if self._model is None:
+            self._model = digest.model(self.step.denoisers)
+        return self._model
 
     @property
     def row_id(self) -> RowId:
@@ -448,7 +459,7 @@ class MotiveAttributor:
             `influence_status`, `influence_reason`: `ok`, or why the row is not ranked;
             `influence_id`: the row's id in the index;
             `influence_settings`, `influence_queries`: digests of what it was scored with: scores of others do not
-            compare;
+            compare; `influence_model`: digest of the denoisers, whatever precision they were loaded in;
             `motion_mean`: its mean motion in pixels per frame.
             Rows that are not ranked hold NaN, with which every comparison is false: they enter no selection.
 
@@ -503,6 +514,7 @@ class MotiveAttributor:
             fraction=fraction,
             percentile=percentile,
             rivals=others,
+            model=self.model_of(index),
         )
         return add_influence(dataset, columns, self.row_id, [name for _, name in found])
 

@@ -26,6 +26,7 @@ TEXT_COLUMNS = (
     "influence_id",
     "influence_settings",
     "influence_queries",
+    "influence_model",
 )
 #: What a cheaper choice would go by.
 RIVAL_COLUMNS = ("rival_random", "rival_whole_clip", "rival_whole_clip_rank")
@@ -90,6 +91,7 @@ def influence_columns(
     fraction: float = 0.1,
     percentile: float | None = None,
     rivals: Rivals | None = None,
+    model: str | None = None,
 ) -> dict[str, list]:
     """Score, vote and rank; see `MotiveAttributor.influence` for what the columns hold.
 
@@ -102,6 +104,7 @@ def influence_columns(
         fraction: Share of the clips to keep.
         percentile: Cut-off of a vote; None: 100 · (1 - fraction).
         rivals: Adds the columns of `rival_…`.
+        model: Digest of the model that the features are of; None where it is not known.
 
     Returns:
         Column -> one value a row.
@@ -140,6 +143,7 @@ def influence_columns(
         "influence_id": list(ids),
         "influence_settings": [settings_digest(index)] * len(ids),
         "influence_queries": [queries_digest(asked_by)] * len(ids),
+        "influence_model": [model] * len(ids),
         "motion_mean": mean_motion,
     }
     if groups is not None:
