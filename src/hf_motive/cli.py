@@ -21,8 +21,8 @@ hf-motive: which of my clips teach a video diffusion model to move well, and whi
 
   hf-motive score      rank the clips of a corpus by their influence on motion
   hf-motive select     take the best (or leave out the worst) as a folder that trainers read
-  hf-motive push       publish a scored corpus, a selection or an index on the Hub, with its card
-  hf-motive inspect    say what an index or a scored dataset is, and whether two are comparable
+  hf-motive push       publish a scored corpus, a selection, an index or a trained model on the Hub, with its card
+  hf-motive inspect    say what an index, a scored dataset or a model is, and whether two are comparable
 
 The common path of work:
 
@@ -69,6 +69,7 @@ Publish on the Hub, with a card that says what it is. Private, unless --public.
     hf-motive push runs/mine me/my-clips-scored --index       # and the index, as me/my-clips-scored-index
     hf-motive push best me/my-clips-best --license cc-by-4.0  # what `hf-motive select` wrote
     hf-motive push runs/mine/index me/my-clips-index          # the index alone: others ask it their own queries
+    hf-motive push runs/tuned me/my-model                     # where a training ended: weights, samples, card
 
 SOURCE is looked at to know which of these it is. --config FILE gives options by YAML.
 Who you are is known from `hf auth login` or the environment variable HF_TOKEN, never from the command line, which a
@@ -82,6 +83,7 @@ What is this index or scored dataset? Are two comparable?
     hf-motive inspect runs/mine/index             # an index: settings, rows by status, digest, shards
     hf-motive inspect best.parquet                # a scored dataset: file, folder, saved, or on the Hub
     hf-motive inspect runs/mine runs/other        # and whether they may be compared, and how far they agree
+    hf-motive inspect runs/tuned                  # where a training ended: the model, and how it came to be
     hf-motive inspect runs/mine --json
 
 Exit status: 0; with two, 3 unless they are comparable: features of the same settings and, for two scored datasets,

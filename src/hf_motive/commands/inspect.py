@@ -389,7 +389,11 @@ def _finite(value: Any) -> Any:
 class InspectArguments:
     """What to look at."""
 
-    source: str = field(metadata={"help": "A run, an index or a scored dataset, by its path or its id on the Hub."})
+    source: str = field(
+        metadata={
+            "help": "A run, an index or a scored dataset, by its path or its id on the Hub; or the folder of a model."
+        }
+    )
     other: str | None = field(default=None, metadata={"help": "Another: are the two comparable?"})
     split: str = field(default="train", metadata={"help": "Split of datasets that have several."})
     json: bool = field(default=False, metadata={"help": "Print the same as JSON."})
@@ -400,6 +404,15 @@ def inspect(arguments: InspectArguments) -> int:
     from .inspect_report import print_comparison, print_description
 
     names = [arguments.source] if arguments.other is None else [arguments.source, arguments.other]
+    models = [name for name in names if find(name).kind == "model"]
+    if models:
+        from .inspect_model import describe_model, print_model
+
+        if len(names) > 1:
+            raise ValueError(f"{models[0]} is a trained model: what is compared are scores, and it has none")
+        model = describe_model(models[0])
+        print(to_json(model)) if arguments.json else print_model(model)
+        return 0
     subjects = [open_subject(name, arguments.split) for name in names]
     descriptions = [describe(subject) for subject in subjects]
     comparison = compare(*subjects) if len(subjects) == 2 else None

@@ -1,8 +1,9 @@
-"""A run, a selection or an index to the Hub: `hf-motive push`."""
+"""A run, a selection, an index or a model to the Hub: `hf-motive push`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from .sources import (
@@ -23,12 +24,16 @@ class PushArguments:
     """What to publish, as what, and who may see it."""
 
     source: str = field(
-        metadata={"help": "The output folder of `hf-motive score`, what `hf-motive select` wrote, or an index."}
+        metadata={
+            "help": "The output folder of `hf-motive score`, what `hf-motive select` wrote, an index, or the folder "
+            "in which a training ended."
+        }
     )
     repo_id: str = field(
         metadata={
-            "help": "namespace/name of the dataset repository; it is made if need be. Of one that exists the rows of "
-            "this split and the card's text are replaced; what a person wrote into the card's YAML header stays."
+            "help": "namespace/name of the dataset or model repository; it is made if need be. Of one that exists the "
+            "rows of this split, or the model, and the card's text are replaced; what a person wrote into the card's "
+            "YAML header stays."
         }
     )
     index: bool = field(default=False, metadata={"help": "Of a run: its index too, as REPO_ID-index."})
@@ -74,8 +79,11 @@ def push(arguments: PushArguments) -> list[str]:
     source = find(arguments.source)
     if source.kind == "hub":
         raise FileNotFoundError(
-            f"{arguments.source} does not exist: push publishes a run, a selection or an index of this machine"
+            f"{arguments.source} does not exist: push publishes a run, a selection, an index or a model of this "
+            "machine"
         )
+    if source.kind == "model":
+        return [_push_model(arguments)]
     if arguments.index and source.index is None:
         raise ValueError(f"{arguments.source} has no index to push: --index is for the folder of a run")
     said = read_selection(source) or {}
@@ -129,6 +137,31 @@ def push(arguments: PushArguments) -> list[str]:
             urls.append(push_index(index, f"{arguments.repo_id}-index", **common))
             print(urls[-1])
     return urls
+
+
+def _push_model(arguments: PushArguments) -> str:
+    """The folder in which a training ended."""
+    from ..hub import ModelFacts, push_model
+
+    for_models = ("source", "repo_id", "public", "license")
+    others = [
+        f"--{option.name}"
+        for option in fields(arguments)
+        if option.name not in for_models and getattr(arguments, option.name) != option.default
+    ]
+    if others:
+        raise ValueError(f"{arguments.source} is a trained model: leave out {', '.join(others)}, which is for rows")
+    folder = Path(arguments.source).expanduser()
+    facts = ModelFacts.load(folder)
+    what = "a LoRA for" if facts.kind == "lora" else "a fine-tuned"
+    print(
+        f"{arguments.source} is {what} {facts.base_model}; pushing it, {'public' if arguments.public else 'private'}, "
+        f"to {arguments.repo_id}",
+        flush=True,
+    )
+    url = push_model(folder, arguments.repo_id, private=not arguments.public, license=arguments.license)
+    print(url)
+    return url
 
 
 def _whole(source: Source, said: dict[str, Any], split: str, dataset: Any) -> tuple[Any, Any]:

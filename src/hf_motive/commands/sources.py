@@ -1,4 +1,4 @@
-"""What lies at a path or under an id of the Hub: a run, an index, a scored dataset. Its scores, without its videos."""
+"""What lies at a path or under an id of the Hub: a run, an index, a scored dataset, a model. Scores without videos."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ class Source:
     """What lies at a place.
 
     Attributes:
-        kind: `run`, the output folder of `score`; `index`; `dataset`, a table or folder here; `hub`, a dataset there.
+        kind: `run`, the output folder of `score`; `index`; `dataset`, a table or folder here; `model`, the folder in
+            which a training ended; `hub`, a dataset there.
         name: As the user wrote it.
         scored: Where the scored rows are, as `load_clips` takes it; None where there are none.
         index: Folder of the index; None where there is none.
     """
 
-    kind: Literal["run", "index", "dataset", "hub"]
+    kind: Literal["run", "index", "dataset", "model", "hub"]
     name: str
     scored: str | None = None
     index: Path | None = None
@@ -47,6 +48,8 @@ def find(source: str | Path) -> Source:
     Raises:
         FileNotFoundError: Nothing is there, or nothing that this library writes or reads.
     """
+    from ..hub.model_facts import is_model_folder
+
     path, name = Path(source).expanduser(), str(source)
     if path.is_file() and path.suffix in _TABLES:
         return Source("dataset", name, str(path))
@@ -60,12 +63,14 @@ def find(source: str | Path) -> Source:
             return Source("run", name, None, index)
         if any((path / file).exists() for file in (*_METADATA, "state.json", "dataset_dict.json")):
             return Source("dataset", name, str(path))
+        if is_model_folder(path):
+            return Source("model", name)
     elif not path.exists() and _HUB_ID.fullmatch(name) and not name.startswith(".") and path.suffix not in _TABLES:
         return Source("hub", name, name)
     raise FileNotFoundError(
         f"{source} {'is none of these' if path.exists() else 'does not exist'}: give the output folder of `hf-motive "
-        "score`, an index, a scored table (.parquet, .jsonl, .csv), a saved dataset, a folder with metadata.jsonl, or "
-        "the id of a dataset on the Hub"
+        "score`, an index, a scored table (.parquet, .jsonl, .csv), a saved dataset, a folder with metadata.jsonl, "
+        "the folder of a trained model, or the id of a dataset on the Hub"
     )
 
 
@@ -130,6 +135,8 @@ def load_scored(source: Source, split: str, columns: dict[str, Any]) -> Dataset 
 
     if source.kind == "index":
         raise ValueError(_INDEX_HAS_NO_SCORES.format(source.name))
+    if source.kind == "model":
+        raise ValueError(f"{source.name} is a trained model, which has no rows: give what was scored")
     dataset: Any
     if source.kind == "run" and (Path(source.name).expanduser() / JOB).exists():
         dataset = load_run(Path(source.name).expanduser())

@@ -53,6 +53,7 @@ _MEANINGS = {
     "influence_id": "the row's name in the index: a digest of the file's bytes and the caption",
     "influence_settings": "digest of what the row was scored with",
     "influence_queries": "digest of the queries that it was scored for",
+    "influence_model": "digest of the model that it was scored with: scores of another are stale",
     "motion_mean": "mean flow in pixels per frame of the standard clip",
     "motion_mask": "where the clip moves, on the latent grid, 0 to 255",
     "motion_peak": "the flow, in pixels per frame, that one place in a thousand exceeds",
@@ -346,7 +347,9 @@ def _render(template: str | Path, metadata: dict[str, Any], **fields: Any) -> st
     from .. import __version__
 
     own = resources.files("hf_motive.hub_cards") / str(template)
-    source = (own if template in ("dataset.md", "index.md") else Path(template)).read_text(encoding="utf-8")
+    source = (own if template in ("dataset.md", "index.md", "model.md") else Path(template)).read_text(
+        encoding="utf-8"
+    )
     text = str(
         DatasetCard.from_template(DatasetCardData(**metadata), template_str=source, version=__version__, **fields)
     )
