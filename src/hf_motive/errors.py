@@ -23,3 +23,7 @@ class ClipError(ValueError):
 
     def __reduce__(self):
         return type(self), (self.status, self.reason)
+
+
+class NonFiniteError(ValueError):
+    """A training met a loss or a gradient that is not finite, and has stopped before it stepped on it."""

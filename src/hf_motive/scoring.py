@@ -128,7 +128,7 @@ def score(arguments: ScoreArguments, config: AttributionConfig) -> Dataset:
     from .report import print_report
 
     state = processes()
-    _quiet()
+    quiet()
     torch.set_num_threads(arguments.threads or threads_of_a_process())
     columns: dict[str, Any] = {"video_column": arguments.video_column, "caption_column": arguments.caption_column}
     with state.main_process_first():
@@ -242,7 +242,7 @@ def load_run(folder: str | Path) -> Dataset | IterableDataset:
     return add_influence(corpus, columns, RowId(**names, id_column=arguments.id_column), clips)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """One bar, the job's own: the libraries' bars and notes on optional packages would bury it."""
     import datasets
     import diffusers.utils.logging

@@ -8,7 +8,7 @@ from typing import Literal
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
-from ..config import AttributionConfig
+from ..video import ClipStandard
 
 
 @dataclass
@@ -64,6 +64,9 @@ class MotiveTrainingArguments(TrainingArguments):
     strict_scores: bool = field(
         default=False,
         metadata={"help": "Stop, instead of warning, where the clips were scored with another model than this one."},
+    )
+    require_caption: bool = field(
+        default=True, metadata={"help": "Leave out a clip without a caption. False: train on it with an empty one."}
     )
     encodings: str | None = field(
         default=None,
@@ -166,6 +169,6 @@ class MotiveTrainingArguments(TrainingArguments):
             raise ValueError("train_sampling_strategy has no use here: all clips have one length")
 
     @property
-    def clip_config(self) -> AttributionConfig:
-        """The clip standard and the motion mask, as the attributor has them."""
-        return AttributionConfig(num_frames=self.num_frames, height=self.height, width=self.width, fps=self.fps)
+    def clip_standard(self) -> ClipStandard:
+        """What every clip is brought to."""
+        return ClipStandard(num_frames=self.num_frames, height=self.height, width=self.width, fps=self.fps)

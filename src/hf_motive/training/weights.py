@@ -66,6 +66,22 @@ class Denoisers(nn.ModuleDict):
                 )
             part.enable_gradient_checkpointing(again)
 
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """The same, by the name that transformers gives it now.
+
+        Raises:
+            ValueError: A denoiser cannot, or is asked to choose its layers or to offload: diffusers takes all, and
+                keeps them where they are.
+        """
+        if every_n_layers != 1 or offload:
+            raise ValueError("diffusers checkpoints all layers, in place: leave every_n_layers and offload out")
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs)
+
     def gradient_checkpointing_disable(self) -> None:
         part: Any
         for part in self.values():

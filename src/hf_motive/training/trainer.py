@@ -1,0 +1,569 @@
+"""MotiveTrainer: a `transformers.Trainer` for the denoiser of any diffusers video pipeline.
+
+rows      clips.choose          by influence, by a filter, or all
+encoded   encodings             latents and text embeddings, once, on disk
+drawn     draws                 which clip, which noise level, which noise: by the number of clips seen before
+loss      PipelineStep.loss     the pipeline's own
+saved     weights               as diffusers loads it
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from transformers import Trainer
+from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_utils import speed_metrics
+
+from ..corpus import undecoded
+from ..encoded_columns import add_encodings
+from ..encodings import ClipEncoder
+from ..errors import NonFiniteError
+from ..motion import DISFlow, MotionEstimator, MotionWeight
+from ..pipelines import PipelineStep
+from .account import facts
+from .arguments import MotiveTrainingArguments
+from .averages import Averaging
+from .clips import Clip, TrainingClips, choose, collate, usable
+from .compare import Comparison, compare
+from .draws import DrawOrder, Draws
+from .plan import check_plan, write_plan
+from .samples import Sampler
+from .staleness import check_scores
+from .validation import clip_losses, summary
+from .weights import TrainedWeights
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from torch import Tensor, nn
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+class MotiveTrainer(Trainer):
+    """Fine-tune a pipeline on the clips that its influence columns recommend, or on all.
+
+    The loss is the pipeline's own, by `PipelineStep`; the clips' latents and text embeddings are computed once and
+    kept on disk. What it saves is what diffusers loads. The text encoders and the VAE are never trained.
+
+    Args:
+        pipe: Any diffusers video pipeline. It is trained in place, and generates with what was learnt.
+        args: The settings; None for the defaults.
+        train_dataset: Rows with a video and a caption, with influence columns or without.
+        eval_dataset: Held-out clips, such as queries that were not scored by: the validation loss is theirs.
+        select: A row, its video undecoded, to whether it is trained on. In place of `args.fraction`, `args.count` and
+            `args.min_votes`.
+        peft_config: Train a LoRA. Without target modules (or "all-linear") it takes the attention's linear layers.
+            None: all weights of the denoiser are trained, in float32.
+        conditioning, call_kwargs, example: As `MotiveAttributor` takes them.
+        estimator: What the motion mask is made with; None for DIS.
+        video_column, caption_column: Columns of the row.
+        base_model: For the card and for loading: the Hub id or folder of `pipe`. None: where it was loaded from.
+        corpus, curated_dataset: For the card: what was trained on, and the Hub id of the selection.
+        license: Of the model, as the Hub names it, for the card.
+        callbacks, optimizers: As `Trainer` takes them.
+
+    Raises:
+        PipelineError: The pipeline cannot be used this way; the message says what did not hold.
+        ValueError: No row is selected or usable, columns are missing, or (with `args.strict_scores`) the clips were
+            scored with another model.
+
+    Example:
+        >>> args = MotiveTrainingArguments("runs/mine", fraction=0.1, num_train_epochs=50)
+        >>> trainer = MotiveTrainer(pipe, args, scored, held_out)
+        >>> trainer.train()
+        >>> trainer.push_to_hub()
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        args: MotiveTrainingArguments | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        *,
+        select: Callable[[dict[str, Any]], bool] | None = None,
+        peft_config: LoraConfig | None = None,
+        conditioning: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
+        call_kwargs: Mapping[str, Any] | None = None,
+        example: Mapping[str, Any] | None = None,
+        estimator: MotionEstimator | None = None,
+        video_column: str = "video",
+        caption_column: str = "caption",
+        base_model: str | None = None,
+        corpus: str | None = None,
+        curated_dataset: str | None = None,
+        license: str | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ):
+        args = args or MotiveTrainingArguments(output_dir="runs/train")
+        if train_dataset is None:
+            raise ValueError("there is nothing to train on: give train_dataset=, rows with a video and a caption")
+        if args.n_gpu > 1:
+            logger.warning("one of %d GPUs is used: start by `accelerate launch` to use all of them", args.n_gpu)
+            args._n_gpu = 1
+        self.args, self.columns = args, {"video_column": video_column, "caption_column": caption_column}
+        self.pipe = pipe.to(args.device)
+        self.base_model = base_model or str(getattr(pipe, "_name_or_path", "") or pipe.config.get("_name_or_path", ""))
+        self.corpus, self.curated_dataset, self.license = corpus, curated_dataset, license
+        self.peft_config, self.example = peft_config, dict(example or {})
+        self.compared: Comparison | None = None
+        standard = args.clip_standard
+        self.step = PipelineStep(
+            pipe,
+            num_frames=standard.num_frames,
+            height=standard.height,
+            width=standard.width,
+            conditioning=conditioning,
+            call_kwargs=call_kwargs,
+            example=example,
+        )
+        self._loaded_dtype = next(iter(self.step.denoisers.values())).dtype
+        if self._loaded_dtype == torch.float16 and not args.fp16:
+            raise ValueError(
+                "the pipeline is in float16, whose gradients vanish: load it in bfloat16, or say fp16=True"
+            )
+        self.weights = TrainedWeights(pipe, denoiser=args.denoiser, peft_config=peft_config)
+        self._encoder = ClipEncoder(
+            self.step,
+            standard,
+            weigh=MotionWeight(estimator or DISFlow(), self.step.latent_shape[1:]),
+            require_caption=args.require_caption,
+            **self.columns,
+        )
+        self._encoder.digest  # noqa: B018  once for all that is encoded
+        chosen, self.selection = self._choose(train_dataset, select)
+        self.scores = _digests(chosen)
+        self.clips_of = len(train_dataset)
+        encoded = self._encoded(chosen, "training clips", masks=args.motion_weighted)
+        clips = self._clips(_moving(encoded) if args.motion_weighted else encoded)
+        self._validation = None
+        if eval_dataset is not None:
+            self._validation = self._clips(self._encoded(eval_dataset, "evaluation clips", masks=True))
+        self.draws = Draws(
+            args.seed,
+            self.step.positions(args.denoiser),
+            args.timestep_sampling,
+            logit_mean=args.logit_mean,
+            logit_std=args.logit_std,
+            mode_scale=args.mode_scale,
+            caption_dropout=args.caption_dropout,
+        )
+        self.clips_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if args.max_steps <= 0:  # transformers would round each epoch up, not their sum
+            seen = args.clips_seen or args.num_train_epochs * len(clips)
+            args.max_steps = max(1, math.ceil(seen / self.clips_a_step))
+        self.averaging = Averaging(self.weights.module, decay=args.ema_decay) if args.ema else None
+        self.sampler = Sampler(
+            self.step, steps=args.sample_inference_steps, guidance=args.sample_guidance, fps=args.fps or 16.0
+        )
+        self._without_caption: dict[str, Any] = {}  # what the frozen parts say of no caption
+        self._of_this_step: list[Clip] = []
+        self.loss_is_scaled_for_ga = False  # a batch's loss is its mean: Trainer divides it by the accumulation
+        own: list[TrainerCallback] = [_Samples(self)] + ([self.averaging] if self.averaging else [])
+        super().__init__(
+            model=self.weights.module,
+            args=args,
+            data_collator=collate,
+            train_dataset=clips,
+            eval_dataset=self._validation,
+            callbacks=[*own, *(callbacks or [])],
+            optimizers=optimizers,
+        )
+
+    # -- what is trained on ----------------------------------------------------------------------------------------
+
+    def _choose(self, dataset: Dataset, select: Any) -> tuple[Dataset, str | None]:
+        args = self.args
+        dataset = undecoded(dataset, **self.columns, name="train_dataset")
+        by_rank = args.fraction is not None or args.count is not None
+        by_influence = args.min_votes is not None or (by_rank and args.select_by.startswith("influence"))
+        if by_influence or (select is not None and "influence" in dataset.column_names):
+            check_scores(dataset, self.weights.base["model"], strict=args.strict_scores)
+        return choose(dataset, args, select)
+
+    def _encoded(self, dataset: Any, what: str, *, masks: bool) -> Dataset:
+        """The clips' latents and text embeddings, and perhaps their motion masks."""
+        encoder = copy.copy(self._encoder)  # which has digested the weights
+        if not masks:
+            encoder.weigh = None
+        dataset = undecoded(dataset, **self.columns, name=f"the {what}")
+        return usable(add_encodings(dataset, encoder, cache_dir=self.args.encodings), what)
+
+    def _clips(self, encoded: Dataset) -> TrainingClips:
+        standard = self.args.clip_standard if self.step.reads_rows else None
+        return TrainingClips(encoded, standard=standard, **self.columns)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> DrawOrder:
+        return DrawOrder(len(self.train_dataset), self.clips_a_step, self.args.seed)
+
+    # -- a step ----------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean loss of a batch's clips."""
+        clips: list[Clip] = inputs["clips"]
+        with self._precision():
+            losses = model(lambda: torch.stack([self.clip_loss(clip) for clip in clips]))
+        self._of_this_step += clips
+        self._check_finite(losses.detach())
+        loss = losses.mean()
+        return (loss, losses) if return_outputs else loss
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """A pipeline computes in the precision that it was loaded in, though the trained weights are float32."""
+        half = self._loaded_dtype != torch.float32
+        loaded = torch.autocast(self.args.device.type, dtype=self._loaded_dtype) if half else nullcontext()
+        with loaded, self.compute_loss_context_manager():  # the second by args.bf16, of a pipeline in float32
+            yield
+
+    @property
+    def precision(self) -> str:
+        """What the denoiser computes in."""
+        told = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else "float32"
+        return told if self._loaded_dtype == torch.float32 else str(self._loaded_dtype).removeprefix("torch.")
+
+    def clip_loss(self, clip: Clip) -> Tensor:
+        """The loss of one showing of a clip, scalar, with its graph: what the draw's number makes it."""
+        draw = self.draws(clip.draw)
+        caption, answers = clip.caption, clip.answers
+        if draw.without_caption:
+            if not self._without_caption:
+                with torch.autocast(self.args.device.type, enabled=False):
+                    said = self.step.answers("", clip.example)
+                self._without_caption = {question: said[question] for question in said if question not in answers}
+            caption, answers = "", {**self._without_caption, **answers}
+        return self.step.loss(
+            clip.latents,
+            caption,
+            noise=self.step.noise(draw.seed),
+            timestep=self.step.scheduled(draw.position),
+            weight=clip.weight if self.args.motion_weighted else None,
+            example=clip.example,
+            answers=answers,
+            seed=draw.seed,
+        ).loss
+
+    def _check_finite(self, losses: Tensor) -> None:
+        """Stop every process where one has a loss that is not finite: the optimizer has not stepped on it yet."""
+        bad = (~torch.isfinite(losses)).any().float()
+        if self.args.world_size > 1:
+            bad = self.accelerator.reduce(bad, reduction="sum")
+        if bad:
+            self._stop(f"the loss is not finite at step {self.state.global_step + 1}")
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # A scaler of float16 meets infinite gradients now and then, and skips the step itself.
+        if self.accelerator.scaler is None and not math.isfinite(float(norm)):
+            self._stop(f"the gradient is not finite at step {self.state.global_step + 1}")
+        self._of_this_step.clear()
+        return norm
+
+    def _stop(self, found: str) -> None:
+        """Raise `NonFiniteError`, with the weights before this step saved."""
+        from accelerate.utils import gather_object
+
+        named = []
+        for clip in self._of_this_step:
+            timestep = self.step.scheduled(self.draws(clip.draw).position).timestep
+            named.append(f"{self.train_dataset.name(clip.row)} (timestep {timestep:.4g})")
+        if self.args.world_size > 1:
+            named = gather_object(named)
+        kept = ""
+        if self.args.save_strategy != "no" and not self._is_sharded:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            if not folder.exists():
+                self._save_checkpoint(self.model, trial=None)
+            kept = f" The weights before this step, the last good ones, are in {folder}."
+        raise NonFiniteError(
+            f"{found}: {', '.join(named)}.{kept} Look at these clips; a lower learning rate, max_grad_norm, and "
+            "bf16 in place of fp16 are what usually helps"
+        )
+
+    # -- how far it has come ---------------------------------------------------------------------------------------
+
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether no process holds all weights: then all must take part in whatever asks the denoiser."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    @contextmanager
+    def _as_saved(self) -> Iterator[None]:
+        """The weights that are evaluated, sampled and published: the averages, where there are some."""
+        training = self.weights.module.training
+        self.weights.module.eval()
+        try:
+            with self.averaging.applied() if self.averaging else nullcontext():
+                yield
+        finally:
+            self.weights.module.train(training)
+
+    def _ask(self, task: Callable[[], T]) -> T:
+        """Do what asks the denoiser, inside the wrapper's forward where its weights come together only there."""
+        return self.model_wrapped(task) if self._is_sharded else task()
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The validation loss.
+
+        Args:
+            eval_dataset: Rows with a video and a caption, in place of the trainer's.
+
+        Returns:
+            `eval_motion_loss`, weighted by the motion mask and averaged over clips and `args.eval_timesteps`;
+            `eval_motion_loss_t<timestep>`; `eval_loss`, without the weight; how long it took.
+        """
+        from accelerate.utils import gather_object
+
+        clips = self._validation
+        if eval_dataset is not None and eval_dataset is not self._validation:
+            clips = self._clips(self._encoded(eval_dataset, "evaluation clips", masks=True))
+        if clips is None:
+            raise ValueError("there is nothing to evaluate on: give eval_dataset=, rows with a video and a caption")
+        started, state = time.time(), self.args
+        share = 1 if self._is_sharded else state.world_size
+        rows = range(0 if share == 1 else state.process_index, len(clips), share)
+        found = []
+        with self._as_saved(), self._precision():
+            for row in rows:
+                clip = clips[0, row]
+                task = partial(clip_losses, self.step, clip, state.eval_timesteps, state.seed)
+                found.append((row, self._ask(task).tolist()))
+        every = sorted(gather_object(found)) if share > 1 else found
+        losses = torch.tensor([losses for _, losses in every])
+        metrics = summary(losses, state.eval_timesteps, metric_key_prefix)
+        metrics |= speed_metrics(metric_key_prefix, started, num_samples=len(clips))
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def sample(self) -> Path | None:
+        """Generate `args.sample_prompts`, or the captions of the first evaluation clips, as mp4 files.
+
+        Returns:
+            The folder, `samples/step-<n>` in the output folder; None where nothing is asked for.
+        """
+        captions, examples = self._to_sample()
+        if not captions:
+            return None
+        folder = Path(self.args.output_dir) / "samples" / f"step-{self.state.global_step:06d}"
+        if self._is_sharded or self.args.should_save:
+            with self._as_saved(), self._precision():
+                where = folder if self.args.should_save else None
+                self._ask(partial(self.sampler.write, where, captions, examples))
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def _to_sample(self) -> tuple[list[str], list[Mapping[str, Any]]]:
+        """Captions, and the rows that they are of: a pipeline may be conditioned on more than its caption."""
+        prompts, clips = self.args.sample_prompts, self._validation
+        if clips is None:
+            return list(prompts or []), [{} for _ in prompts or []]
+        count = min(len(clips), len(prompts) if prompts else self.args.sample_count)
+        shown = [clips[0, row] for row in range(count)]
+        captions = list(prompts) if prompts else [clip.caption for clip in shown]
+        if not self.step.reads_rows:
+            return captions, [{} for _ in captions]
+        return captions[:count], [clip.example for clip in shown]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        logs["clips_seen"] = self.state.global_step * self.clips_a_step
+        super().log(logs, start_time)
+
+    # -- what is saved ---------------------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save what diffusers loads, of the averages where there are some, with its card; `how_to_load` says how.
+
+        Args:
+            output_dir: None for the output folder.
+        """
+        if _internal_call:  # a checkpoint, from which the training goes on
+            super().save_model(output_dir, _internal_call=True)
+            if self.averaging is not None:
+                self.averaging.save(output_dir)
+            if self.args.should_save:
+                write_plan(output_dir, self.plan)
+            return
+        with self._as_saved():
+            super().save_model(output_dir, _internal_call=True)
+            if self.args.should_save and self.args.save_pipeline and self.weights.kind == "full":
+                self.pipe.save_pretrained(output_dir or self.args.output_dir)
+        if self.args.should_save:
+            self.create_model_card(folder=output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.weights.save(folder, state_dict=state_dict)
+
+    def how_to_load(self, where: str | None = None) -> str:
+        """The Python that loads what was saved.
+
+        Args:
+            where: The folder or Hub id; None for the output folder.
+        """
+        return self.weights.how_to_load(str(where or self.args.output_dir), self.base_model)
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What decides which clips are seen when, and how: a checkpoint of another plan is not gone on with."""
+        args, dataset = self.args, self.train_dataset.dataset
+        columns = [self.columns["caption_column"], "encoded_settings"]
+        names = [self.train_dataset.name(row) for row in range(len(dataset))]
+        said = [names, *(dataset[column][:] for column in columns)]
+        return {
+            "clips": hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16],
+            "clips a step": self.clips_a_step,
+            "seed": args.seed,
+            "denoiser": args.denoiser,
+            "timestep_sampling": args.timestep_sampling,
+            "caption_dropout": args.caption_dropout,
+            "motion_weighted": args.motion_weighted,
+        }
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        check_plan(resume_from_checkpoint, self.plan)
+        self.weights.check(resume_from_checkpoint)
+        if self._is_sharded:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.weights.load(resume_from_checkpoint)
+        if self.averaging is not None:
+            self.averaging.load(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self._is_sharded:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    # -- what is published -----------------------------------------------------------------------------------------
+
+    def create_model_card(self, *_: Any, folder: str | None = None, **__: Any) -> None:
+        """Write `model.json` and README.md, the card, beside the weights. What `Trainer` takes here has no use."""
+        from ..hub import write_card
+
+        place = Path(folder or self.args.output_dir)
+        facts(self).save(place)
+        write_card(place, self._repo_id)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """See before the training that it can be pushed after it.
+
+        Raises:
+            HubError: The Hub refuses.
+        """
+        from ..hub import settle_model
+
+        if self.is_world_process_zero():
+            self.hub_model_id = settle_model(self._repo_id, private=self._private, token=token or self.args.hub_token)
+
+    @property
+    def _repo_id(self) -> str:
+        return self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+
+    @property
+    def _private(self) -> bool:
+        return self.args.hub_private_repo is not False
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> str | None:
+        """Save the model with its card, and publish both: private, unless `args.hub_private_repo` is False.
+
+        Returns:
+            The URL, on the main process.
+
+        Raises:
+            HubError: The Hub refused or could not be reached. The folder is whole; the message has the command that
+                tries again.
+        """
+        from ..hub import push_model
+
+        self.save_model()
+        if not self.is_world_process_zero():
+            return None
+        return push_model(
+            self.args.output_dir,
+            self._repo_id,
+            private=self._private,
+            license=self.license,
+            commit_message=commit_message,
+            token=token or self.args.hub_token,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """By `hub_strategy` "every_save" and its kin the model as it is now is published; checkpoints never are."""
+        if str(getattr(self.args.hub_strategy, "value", self.args.hub_strategy)) != "end":
+            self.push_to_hub(commit_message=f"Step {self.state.global_step}")
+
+
+class _Samples(TrainerCallback):
+    """Generates before the first step, every so many steps, and after the last; then shows first and last together."""
+
+    def __init__(self, trainer: MotiveTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self.trainer.sample()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        due = args.sample_steps and state.global_step % args.sample_steps == 0
+        if due and state.global_step < state.max_steps:
+            self.trainer.sample()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        after = self.trainer.sample()
+        before = after.with_name("step-000000") if after else None
+        if args.should_save and before and before.exists() and before != after:
+            self.trainer.compared = compare(before, after, after.with_name("compare"), root=args.output_dir)
+
+
+def _moving(dataset: Dataset) -> Dataset:
+    """The rows that have a motion mask, by which the loss is to be weighted."""
+    rows = [row for row, status in enumerate(dataset["encoded_mask"]) if status == "ok"]
+    if not rows:
+        raise ValueError("motion_weighted: in none of the clips does anything move")
+    if len(rows) < len(dataset):
+        left = len(dataset) - len(rows)
+        logger.warning("%d clips are left out: nothing moves in them, and the loss is weighted by motion", left)
+    return dataset.select(rows)
+
+
+def _digests(dataset: Dataset) -> dict[str, str] | None:
+    """What the clips' scores came from, for the card."""
+    columns = {"settings": "influence_settings", "queries": "influence_queries", "model": "influence_model"}
+    found = {
+        name: ", ".join(sorted(filter(None, dataset.unique(column))))
+        for name, column in columns.items()
+        if column in dataset.column_names
+    }
+    return found or None
