@@ -43,7 +43,7 @@ def lora_targets(denoiser: nn.Module) -> list[str]:
     inside = {name: parent for name in linear if (parent := _parent(name, innermost)) is not None}
     if not inside:
         inside = dict.fromkeys(linear, "")
-    others = [name for name in linear if name not in inside]
+    others = [name for name, _ in denoiser.named_modules() if name not in inside]
     targets = set()
     for name, parent in inside.items():
         parts = name.split(".")
@@ -80,18 +80,30 @@ def add_adapter(name: str, denoiser: Any, config: LoraConfig) -> None:
             "weights of the model itself, which diffusers does not load from a LoRA: leave it out, or train in full "
             "with peft_config=None"
         )
+    known = lora_targets(denoiser)
     try:
         if hasattr(denoiser, "add_adapter"):
             denoiser.add_adapter(config, ADAPTER)
         else:
             peft.inject_adapter_in_model(config, denoiser, ADAPTER)
     except ValueError as error:
+        remove_adapter(denoiser)
         if "arget" not in str(error):
             raise
         raise ValueError(
-            f"peft_config.target_modules={config.target_modules!r} fits no layer of {name}; leave it out, or choose "
-            f"among {', '.join(lora_targets(denoiser))}"
+            f"peft_config.target_modules={config.target_modules!r} does not fit {name} ({error}). Leave it out, or "
+            f"choose among {', '.join(known)}"
         ) from error
+
+
+def remove_adapter(denoiser: Any) -> None:
+    """Take adapters off, however much of them there is."""
+    from diffusers.utils.peft_utils import recurse_remove_peft_layers
+
+    recurse_remove_peft_layers(denoiser)
+    vars(denoiser).pop("peft_config", None)
+    if hasattr(denoiser, "_hf_peft_config_loaded"):
+        denoiser._hf_peft_config_loaded = False
 
 
 def adapter_state(denoiser: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
