@@ -8,16 +8,13 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .corpus import check_columns, undecoded
-from .pipelines import digest
+from .encoded_pieces import Piece, contents, own_folder, plan, sweep
 from .processes import processes
 
 if TYPE_CHECKING:
@@ -29,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 #: Of a row, in the order in which they are added.
 COLUMNS = ("encoded", "encoded_status", "encoded_reason", "encoded_mask", "encoded_settings")
-#: Into so many files an encoded dataset goes, however long it is: what a killed run loses is less than one of them.
-PIECES = 128
 #: Bytes of encodings to hold before they are written.
 BUFFER = 2**25
 
@@ -94,38 +89,48 @@ def add_encodings(
         wanted = {encoder.video_column, encoder.caption_column, *encoder.columns}
         read = read.select_columns([name for name in read.column_names if name in wanted])
     folder = Path(cache_dir or Path(config.HF_DATASETS_CACHE) / "hf_motive_encodings").expanduser().absolute()
-    size = -(-len(read) // PIECES)
-    pieces = [range(start, min(start + size, len(read))) for start in range(0, len(read), size)]
-    plan: list[Any] = [None, None]
+    planned: list[Any] = [None]
     if state.is_main_process:  # one process looks, for a dataset may have another fingerprint in each of them
-        plan = _plan(folder, [*_contents(read, dataset, encoder, pieces)], encoder)
-    files, missing = broadcast_object_list(plan)
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
+        planned = [plan(folder, [*contents(read, dataset, encoder)], encoder)]
+        for piece in planned[0]:
+            if not piece.known:  # without caching, one that is there does not count
+                Path(piece.file).unlink(missing_ok=True)
+    pieces: list[Piece] = broadcast_object_list(planned)[0]
+    missing = [*{piece.file: piece for piece in pieces if not piece.known}.values()]  # copies are encoded once
     bar = tqdm(
         total=len(read),
-        initial=len(read) - sum(len(pieces[piece]) for piece in missing),
+        initial=len(read) - sum(len(piece.rows) for piece in missing),
         desc="Encoding",
         unit="clip",
         smoothing=0.05,
         disable=not (progress and missing and state.is_main_process),
     )
-    others = {piece for place, piece in enumerate(missing) if place % state.num_processes != state.process_index}
+    mine = missing[state.process_index :: state.num_processes]
+    others = [piece for piece in missing if piece not in mine]
     with bar:
-        for piece in missing[state.process_index :: state.num_processes]:
-            _encode(read.select(pieces[piece]), encoder, files[piece], bar)
-            ready = {other for other in others if os.path.exists(files[other])}
-            bar.update(sum(len(pieces[other]) for other in ready))
-            others -= ready
+        if mine:
+            with own_folder(folder) as workshop:
+                for piece in mine:
+                    _encode(read.select(piece.rows), encoder, piece.file, workshop, bar)
+                    ready = [other for other in others if os.path.exists(other.file)]
+                    bar.update(sum(len(other.rows) for other in ready))
+                    others = [other for other in others if other not in ready]
         state.wait_for_everyone()
-        bar.update(sum(len(pieces[other]) for other in others))
-    lacking = [file for file in files if not os.path.exists(file)]
+        bar.update(sum(len(other.rows) for other in others))
+    lacking = [piece.file for piece in pieces if not os.path.exists(piece.file)]
     if lacking:
         raise FileNotFoundError(
             f"{lacking[0]} was encoded by another process and is not here: give a cache_dir on a file system that all "
             "processes share"
         )
-    encoded = concatenate_datasets([Dataset.from_file(file) for file in files])
+    encoded = concatenate_datasets([Dataset.from_file(piece.file) for piece in pieces])
     if state.is_main_process:
         _report(encoded)
+    if rest._indices is not None:  # else the encodings, too, would be copied
+        with _without_bars():
+            rest = rest.map(batched=True, batch_size=64, writer_batch_size=64)
     return concatenate_datasets([rest, encoded], split=dataset.split, axis=1)
 
 
@@ -137,33 +142,9 @@ def is_encoded(dataset: Dataset, encoder: ClipEncoder) -> bool:
     return all(encoder.accepts(identity) for identity in set(found["encoded_settings"][:]))
 
 
-def _plan(folder: Path, contents: Sequence[str], encoder: ClipEncoder) -> list[Any]:
-    """The file of each piece, and which pieces are to be encoded. An encoding with a mask serves without, too."""
-    from datasets import is_caching_enabled
-
-    folder.mkdir(parents=True, exist_ok=True)
-    there: dict[str, list[str]] = {}
-    for name in sorted(os.listdir(folder)):
-        there.setdefault(name.rpartition("-")[0], []).append(name)
-    files, missing = [], []
-    for piece, content in enumerate(contents):
-        stem = f"encoded-{content}"
-        own = f"{stem}-{encoder.mask_digest or 'plain'}.arrow"
-        known = there.get(stem, [])
-        name = own if own in known or encoder.weigh is not None or not known else known[0]
-        if not is_caching_enabled():
-            name = own
-            (folder / own).unlink(missing_ok=True)
-        elif name in known:
-            files.append(str(folder / name))
-            continue
-        files.append(str(folder / name))
-        missing.append(piece)
-    return [files, missing]
-
-
-def _encode(piece: Dataset, encoder: ClipEncoder, file: str, bar: Any) -> None:
+def _encode(rows: Dataset, encoder: ClipEncoder, file: str, workshop: Path, bar: Any) -> None:
     """Write the encodings of some rows to a file, which is there when it is complete."""
+    unfinished = workshop / Path(file).name
 
     def columns_of(row: Mapping[str, Any]) -> dict[str, Any]:
         columns = encoder(row)
@@ -172,15 +153,16 @@ def _encode(piece: Dataset, encoder: ClipEncoder, file: str, bar: Any) -> None:
 
     with _without_bars():
         try:
-            piece.map(
+            rows.map(
                 columns_of,
-                remove_columns=piece.column_names,
+                remove_columns=rows.column_names,
                 features=features(),
-                cache_file_name=file,
+                cache_file_name=str(unfinished),
                 load_from_cache_file=False,
                 new_fingerprint=hashlib.sha256(Path(file).stem.encode()).hexdigest()[:32],
                 writer_batch_size=max(1, BUFFER // (4 * math.prod(encoder.step.latent_shape))),
             )
+            os.replace(unfinished, file)
         except OSError as error:
             error.add_note(
                 f"while encodings were written to {Path(file).parent}; what is there is kept. If the disk is full, "
@@ -218,62 +200,3 @@ def _report(encoded: Dataset) -> None:
             counts,
             encoded["encoded_reason"][first],
         )
-
-
-# -------------------------------------------------------------------------------------------- what a row depends on
-
-
-def _contents(read: Dataset, given: Dataset, encoder: ClipEncoder, pieces: Sequence[range]) -> Iterator[str]:
-    """Of each piece 32 hexadecimal digits of its rows and of what they are encoded with, the mask aside."""
-    common = [encoder.digest, encoder.video_column, encoder.caption_column]
-    if not _are_files(read, encoder.video_column):
-        for piece in pieces:
-            yield _hash([*common, given._fingerprint, read.column_names, piece.start, piece.stop])
-        return
-    for name, feature in read.features.items():  # pictures beside the clip as they are kept, too
-        if is_dataclass(feature) and getattr(feature, "decode", False):
-            read = read.cast_column(name, replace(feature, decode=False))  # type: ignore[type-var]
-    for piece in pieces:
-        yield _hash([*common, [_content(row) for row in read.select(piece)]])
-
-
-def _are_files(dataset: Dataset, column: str) -> bool:
-    """Whether a column names files, and holds none."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    values = dataset.data.column(column)
-    if not (pa.types.is_struct(values.type) and values.type.get_field_index("bytes") >= 0):
-        return False
-    return all(pc.all(pc.is_null(pc.struct_field(chunk, "bytes"))).as_py() in (True, None) for chunk in values.chunks)
-
-
-def _content(value: Any) -> Any:
-    """A value of a row as JSON: of a file its name, size and time of change; of bytes and long lists a digest."""
-    if isinstance(value, Mapping):
-        if value.get("bytes") is None and isinstance(value.get("path"), str):
-            return _file(value["path"])
-        return {name: _content(part) for name, part in value.items()}
-    if isinstance(value, bytes):
-        return hashlib.sha256(value).hexdigest()
-    if isinstance(value, str):
-        return _file(value) if os.path.isfile(value) else value
-    if isinstance(value, list):
-        try:
-            array = np.asarray(value)
-        except ValueError:  # ragged
-            return [_content(part) for part in value]
-        return array if array.dtype.kind in "biuf" else [_content(part) for part in value]
-    return value
-
-
-def _file(path: str) -> list[Any]:
-    try:
-        facts = os.stat(os.path.expanduser(path))
-    except (OSError, ValueError):
-        return [path]  # not there, or not on this machine
-    return [os.path.abspath(os.path.expanduser(path)), facts.st_size, facts.st_mtime_ns]
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(digest.text(value).encode()).hexdigest()[:32]
