@@ -123,12 +123,63 @@ def load(repo_id: str, streaming: bool = False, split: str = "train") -> dict[st
     return {"features": repr(dict(features)), "rows": rows}
 
 
-def edit(repo_id: str, files: dict[str, str]) -> None:
+def push_model(folder: str, repo_id: str, **options: Any) -> str:
+    from hf_motive.hub import push_model
+
+    return push_model(folder, repo_id, **options)
+
+
+def settle_model(repo_id: str, **options: Any) -> str:
+    from hf_motive.hub import settle_model
+
+    return settle_model(repo_id, **options)
+
+
+def command(words: list[str], token: str = "") -> dict[str, str]:
+    """A command line: what it prints, and the sentence with which it ends, if it fails."""
+    import contextlib
+    import io
+
+    from hf_motive.cli import main
+
+    printed, ended = io.StringIO(), ""
+    with contextlib.redirect_stdout(printed):
+        os.environ["HF_TOKEN"] = token  # empty: that of HF_HOME
+        try:
+            main(words)
+        except SystemExit as error:
+            ended = str(error)
+        finally:
+            del os.environ["HF_TOKEN"]
+    return {"printed": printed.getvalue(), "ended": ended}
+
+
+def generate(code: str) -> str:
+    """Digest of the clip that a pipeline makes of a prompt, after the code of a model's card."""
+    import torch
+
+    names: dict[str, Any] = {}
+    exec(code, names)
+    torch.set_num_threads(1)
+    clip = names["pipe"](
+        "a square goes left",
+        num_frames=5,
+        height=16,
+        width=16,
+        num_inference_steps=2,
+        guidance_scale=1.0,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    ).frames
+    return hashlib.sha256(clip.tobytes()).hexdigest()
+
+
+def edit(repo_id: str, files: dict[str, str], kind: str = "dataset") -> None:
     """What a person does on the Hub's pages."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     operations = [CommitOperationAdd(path, text.encode()) for path, text in files.items()]
-    HfApi().create_commit(repo_id, operations, repo_type="dataset", commit_message="By hand")
+    HfApi().create_commit(repo_id, operations, repo_type=kind, commit_message="By hand")
 
 
 def execute(code: str) -> dict[str, int]:
@@ -138,10 +189,10 @@ def execute(code: str) -> dict[str, int]:
     return {name: len(value) for name, value in names.items() if hasattr(value, "num_rows")}
 
 
-def refused(text: str) -> str:
+def refused(text: str, kind: str = "dataset") -> str:
     from hf_motive.hub.repository import _refused
 
-    return _refused(text)
+    return _refused(text, kind)
 
 
 def _read(path: str) -> bytes:

@@ -50,7 +50,7 @@ def a_model(folder: Path, kind: str = "lora", base: str | None = None, base_is_h
         layers = get_peft_model_state_dict(pipe.transformer)
         metadata = _collate_lora_metadata({"transformer": pipe.transformer})
         pipe.save_lora_weights(folder, transformer_lora_layers=layers, **metadata)
-        pipe.transformer.delete_adapters("default")
+        pipe.unload_lora_weights()
         how += 'pipe.load_lora_weights("{repo_id}")'
     elif kind == "full":
         pipe.transformer.save_pretrained(folder / "transformer")
