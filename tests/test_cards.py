@@ -364,7 +364,7 @@ def test_every_package_is_listed_and_the_templates_are_installed(tmp_path):
     script = (
         "from importlib import resources\n"
         "files = resources.files('hf_motive.hub_cards')\n"
-        "assert all((files / name).is_file() for name in ('dataset.md', 'index.md'))\n"
+        "assert all((files / name).is_file() for name in ('dataset.md', 'index.md', 'model.md'))\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
 
