@@ -28,15 +28,19 @@ class Answer(NamedTuple):
 
     Args:
         tree: JSON values; `{"tensor": 0}` stands for the first tensor, other mappings for other things (`kept`).
-        tensors: On the CPU; None where the pipeline did not read it.
+        tensors: On the CPU. What the pipeline did not read is None; where it only asked another question with it, what
+            stands for it there.
     """
 
     tree: Any
-    tensors: tuple[Tensor | None, ...]
+    tensors: tuple[Tensor | str | None, ...]
 
 
 class Unread:
     """In the place of what the pipeline did not read when the answer was kept; whoever reads it now is told so."""
+
+    def __init__(self, stands_for: str | None = None):
+        self.stands_for = stands_for
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -120,8 +124,8 @@ def built(answer: Answer, device: torch.device) -> Any:
     def tensor(place: int, on_host: bool) -> Any:
         if place not in made:
             own = answer.tensors[place]
-            if own is None:
-                made[place] = Unread()
+            if not isinstance(own, Tensor):
+                made[place] = Unread(own)
             else:
                 there = own if on_host else own.to(device)
                 made[place] = there.clone() if there is own else there
@@ -165,10 +169,10 @@ def dump(answers: Mapping[str, Answer]) -> tuple[dict[str, Tensor], str]:
     tensors: dict[str, Tensor] = {}
     entries = []
     for question, answer in answers.items():
-        stored: list[dict[str, Any] | None] = []
+        stored: list[dict[str, Any] | str | None] = []
         for tensor in answer.tensors:
-            if tensor is None:
-                stored.append(None)
+            if not isinstance(tensor, Tensor):
+                stored.append(tensor)
                 continue
             # As it lies in memory: another order of dimensions there may round another way.
             stride = tensor.stride()
@@ -189,10 +193,13 @@ def load(tensors: Mapping[str, Tensor], text: str) -> dict[str, Any]:
     answers: dict[str, Any] = {}
     try:
         for entry in json.loads(text):
-            read: list[Tensor | None] = []
+            read: list[Tensor | str | None] = []
             for stored in entry["tensors"]:
-                tensor = None if stored is None else tensors[stored["name"]]
-                if tensor is not None and "order" in stored:
+                if not isinstance(stored, dict):
+                    read.append(stored)
+                    continue
+                tensor = tensors[stored["name"]]
+                if "order" in stored:
                     order = stored["order"]
                     tensor = tensor.permute([order.index(dim) for dim in range(len(order))])
                 read.append(tensor)

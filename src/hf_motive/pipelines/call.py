@@ -6,6 +6,7 @@ afterwards the pipeline generates bit for bit what it generated before.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -43,6 +44,7 @@ def observe(
     generator_device: str | torch.device = "cpu",
     recall: Recall | None = None,
     to_denoiser: bool = False,
+    device: torch.device | None = None,
 ) -> Observation:
     """Call `pipeline(**arguments)` and stop it after a number of calls of `scheduler.step`, or at `vae.decode`.
 
@@ -64,6 +66,7 @@ def observe(
         decoded: Returned by `vae.decode`, and the call goes on to where the pipeline turns the video into pixels.
         recall: Of the frozen parts, what they answer or have answered before.
         to_denoiser: Stop before the first denoiser runs.
+        device: Where the pipeline runs. None: it is asked, which takes a while.
 
     Raises:
         PipelineError: The pipeline returned without passing the doors, or denoises in more than one round.
@@ -72,14 +75,15 @@ def observe(
     with ExitStack() as stack:
         doors = Doors(pipeline, seen, stack)
         stack.enter_context(_restored(pipeline))
-        stack.enter_context(seeded(pipeline._execution_device, seed))
+        device = device or torch.device(pipeline._execution_device)
+        stack.enter_context(seeded(device, seed))
         stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
         if isinstance(pipeline, ModularPipeline):
             stack.enter_context(_quiet())  # its blocks log every error with its trace, the expected ones too
         vars(pipeline)["_progress_bar_config"] = {"disable": True}
 
         if recall is not None:
-            doors.frozen(recall, denoisers)
+            doors.frozen(recall, denoisers, device)
         doors.scheduler(slice_schedule, steps, hand_on)
         doors.latents(inject, side or {})
         doors.side_streams(side or {})
@@ -117,9 +121,12 @@ def call_parameters(pipeline: Any) -> Mapping[str, inspect.Parameter]:
         blocks: Any = vars(pipeline)["_blocks"]  # its `blocks` is a copy at each access
         names = [part.name for part in blocks.inputs if part.name]
         return {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names}
-    parameters = dict(inspect.signature(type(pipeline).__call__).parameters)
-    parameters.pop("self", None)
-    return parameters
+    return _signature(type(pipeline).__call__)
+
+
+@functools.lru_cache
+def _signature(call: Callable) -> Mapping[str, inspect.Parameter]:
+    return {name: part for name, part in inspect.signature(call).parameters.items() if name != "self"}
 
 
 @contextmanager

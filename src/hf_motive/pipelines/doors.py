@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from diffusers import BaseGuidance, ModularPipeline, SchedulerMixin
+from diffusers.configuration_utils import FrozenDict
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.modular_pipelines.modular_pipeline import PipelineState
 from torch import Tensor, nn
@@ -22,10 +23,14 @@ from torch.overrides import TorchFunctionMode
 
 from hf_motive.pipelines.error import PipelineError
 from hf_motive.pipelines.observation import Observation, Step
-from hf_motive.pipelines.recall import Recall
+from hf_motive.pipelines.recall import PROMPT_DOOR, Recall
 
 #: Methods that may make the latents of a second stream, such as audio.
 SIDE_METHODS = re.compile(r"prepare_\w+_latents")
+
+
+#: How deep below a component a call may ask a part of it: `text_encoder.model.layers` is two deep.
+PART_DEPTH = 2
 
 
 class Reached(BaseException):
@@ -53,15 +58,16 @@ class Doors:
         The pipeline's own is never touched. Its class is replaced and not its methods, because pipelines copy their
         scheduler: for each frame, or for the audio.
         """
-        scheduler, guiders = copy.deepcopy(self.pipeline.scheduler), self._copied_guiders()
+        scheduler, guiders = unwatched_copy(self.pipeline.scheduler), self._copied_guiders()
         vars(scheduler)["_watch"] = _Watch(
             functools.partial(self._on_schedule, slice_schedule, guiders),
             functools.partial(self._on_step, steps, hand_on),
         )
         scheduler.__class__ = _watched_scheduler(type(scheduler))
         # A component of its own for a second stream follows the clip's schedule: training noises both alike.
-        second = [name for name, part in vars(self.pipeline).items() if isinstance(part, SchedulerMixin)]
-        vars(self.pipeline).update({name: copy.deepcopy(scheduler) for name in second}, scheduler=scheduler)
+        own = vars(self.pipeline)
+        second = [name for name, part in own.items() if isinstance(part, SchedulerMixin) and name != "scheduler"]
+        own.update({name: copy.deepcopy(scheduler) for name in second}, scheduler=scheduler)
 
     def _on_schedule(self, slice_schedule: Callable[[Any], None], guiders: list[Any], scheduler: Any) -> None:
         slice_schedule(scheduler)
@@ -195,7 +201,8 @@ class Doors:
         """What goes into the denoisers and comes out, with gradients or from a recording; or the first ends it all."""
         for name, module in denoisers.items():
             for part in module.modules():
-                if hasattr(part, "processor"):  # some calls exchange the attention processors until their last line
+                # Some calls exchange the attention processors until their last line.
+                if "processor" in vars(part) or "processor" in part._modules:
                     self.stack.callback(setattr, part, "processor", part.processor)
             # A module compiled in place does not pass through `forward` as Python: its compiled call is wrapped.
             door = "forward" if module._compiled_call_impl is None else "_compiled_call_impl"
@@ -237,31 +244,43 @@ class Doors:
 
     # ---------------------------------------------------------------------------------------------------- frozen parts
 
-    def frozen(self, recall: Recall, denoisers: Mapping[str, nn.Module]) -> None:
+    def frozen(self, recall: Recall, denoisers: Mapping[str, nn.Module], device: torch.device) -> None:
         """What the frozen parts are asked, and what they answer or have answered before.
 
         Before the other doors, which watch what is recalled as they watch what is asked.
         """
         if recall.record:
             self.stack.enter_context(recall.reads)
-        parts = {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
-        vae = getattr(self.pipeline, "vae", None)
-        if callable(getattr(self.pipeline, "encode_prompt", None)):
-            self._recalled(recall, "encode_prompt", self.pipeline, "encode_prompt")
-        for name, part in parts.items():
-            if name in denoisers:
-                continue
-            if hasattr(part, "encode"):
-                self._recalled(recall, f"{name}.encode", part, "encode")
-            if part is not vae and not hasattr(part, "decode"):
-                door = "forward" if part._compiled_call_impl is None else "_compiled_call_impl"
-                self._recalled(recall, name, part, door)
+        for door in self._frozen_doors(denoisers) if recall.record else recall.doors:
+            thing, method = self._place(door)
+            original = getattr(thing, method, None)
+            if original is not None and recall.is_open(door):  # nor left out of the pipeline since it answered
+                asked = functools.partial(recall.ask, self.pipeline, device, door, original)
+                self._replace(thing, method, functools.wraps(original)(asked))
 
-    def _recalled(self, recall: Recall, door: str, thing: Any, method: str) -> None:
-        if recall.opens(door):
-            original = getattr(thing, method)
-            asked = functools.partial(recall.ask, self.pipeline, door, original)
-            self._replace(thing, method, functools.wraps(original)(asked))
+    def _frozen_doors(self, denoisers: Mapping[str, nn.Module]) -> Iterator[str]:
+        """`encode_prompt`; modules and their parts, as some calls ask a part of one; and `encode`.
+
+        What decodes is called for nothing else.
+        """
+        if callable(getattr(self.pipeline, PROMPT_DOOR, None)):
+            yield PROMPT_DOOR
+        for name, part in self.pipeline.components.items():
+            if isinstance(part, nn.Module) and name not in denoisers:
+                if hasattr(part, "encode"):
+                    yield f"{name}.encode"
+                if not hasattr(part, "decode"):
+                    inner = (key for key, _ in part.named_modules() if key.count(".") < PART_DEPTH)
+                    yield from (f"{name}.{key}" if key else name for key in inner)
+
+    def _place(self, door: str) -> tuple[Any, str]:
+        """Where a door is: the object, and the name of its method."""
+        *path, last = door.split(".")
+        thing = functools.reduce(lambda part, name: getattr(part, name, None), path, self.pipeline)
+        part = getattr(thing, last, None)
+        if not isinstance(part, nn.Module):
+            return thing, last
+        return part, "forward" if part._compiled_call_impl is None else "_compiled_call_impl"
 
     # ------------------------------------------------------------------------------------------------------------ VAE
 
@@ -281,8 +300,9 @@ class Doors:
                 return result
 
             self._replace(vae, "encode", encode)
-            for tensor in (*vae.parameters(), *vae.buffers()):  # some calls decode in another precision
-                self.stack.callback(_cast_back, tensor, tensor.dtype)
+            # Some calls decode in another precision.
+            tensors = [t for part in vae.modules() for t in (*part._parameters.values(), *part._buffers.values())]
+            self.stack.callback(_cast_back, [(tensor, tensor.dtype) for tensor in tensors if tensor is not None])
 
         def decode(latents, *args, **kwargs):
             seen.decoded = latents
@@ -369,17 +389,26 @@ def _cloned(part: Any) -> Any:
     return part.clone() if isinstance(part, Tensor) else part
 
 
-def _cast_back(tensor: Tensor, dtype: torch.dtype) -> None:
-    if tensor.dtype != dtype:
-        tensor.data = tensor.data.to(dtype)
+def _cast_back(tensors: list[tuple[Tensor, torch.dtype]]) -> None:
+    for tensor, dtype in tensors:
+        if tensor.dtype != dtype:
+            tensor.data = tensor.data.to(dtype)
 
 
 def unwatched_copy(scheduler: Any) -> Any:
     """A deep copy of a scheduler, as it was before it was watched."""
-    clone = copy.copy(scheduler)
-    clone.__class__ = getattr(type(scheduler), "_unwatched", type(scheduler))
-    vars(clone).pop("_watch", None)
-    return copy.deepcopy(clone)
+    clone = object.__new__(getattr(type(scheduler), "_unwatched", type(scheduler)))
+    vars(clone).update({name: _own(value) for name, value in vars(scheduler).items() if name != "_watch"})
+    return clone
+
+
+def _own(value: Any) -> Any:
+    """A deep copy, but of what nobody changes: a configuration, which takes longer than all the rest."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if type(value) is list:
+        return [_own(part) for part in value]
+    return value if isinstance(value, FrozenDict) else copy.deepcopy(value)
 
 
 def encoded_mode(encoded: Any) -> Tensor:

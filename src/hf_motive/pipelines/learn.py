@@ -59,7 +59,14 @@ class Learnt:
 
     def observe(self, arguments: dict[str, Any], position: int, **options: Any) -> Observation:
         """One call at a position of the schedule."""
-        return self.call(arguments, slice_schedule=lambda s: self.schedule.slice(s, position), **options)
+        denoiser, device = next(iter(self.call.keywords["denoisers"].values())), self.covered.device
+        moved = next(denoiser.parameters()).device != device  # since it was learnt, or from call to call
+        return self.call(
+            arguments,
+            slice_schedule=lambda s: self.schedule.slice(s, position),
+            device=None if moved else device,
+            **options,
+        )
 
     def regions(self, arguments: dict[str, Any]) -> dict[str, range]:
         """Denoiser -> the positions at which it is asked: by bisection, since each has one stretch of the schedule."""
@@ -111,7 +118,7 @@ class Learnt:
     def affine(self, seen: Observation, signal: float, sigma: float) -> tuple[Tensor, Tensor]:
         """a and b of the scheduler's estimate of the clip, shaped like `sample`, float64."""
         steps = [seen.steps[part] for part in self.parts]
-        with seeded(self.pipeline._execution_device, CALL_SEED):  # stochastic schedulers draw
+        with seeded(steps[0].sample.device, CALL_SEED):  # stochastic schedulers draw
             pairs = [denoising_affine(self.pipeline, step.scheduler, step.bound, (signal, sigma)) for step in steps]
         return joined([a for a, _ in pairs]), joined([b for _, b in pairs])
 

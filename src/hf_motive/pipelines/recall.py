@@ -11,9 +11,10 @@ behind on the pipeline is asked anew, and what it asks in turn is kept in its pl
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +23,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from hf_motive.pipelines import digest
-from hf_motive.pipelines.answers import Answer, Unwritable, built, dump, kept, load
+from hf_motive.pipelines.answers import Answer, Unread, Unwritable, built, dump, kept, load
 
-__all__ = ["Answers", "Recall", "closed_doors", "door_of", "dump", "load"]
+__all__ = ["PROMPT_DOOR", "Answers", "LearntDoors", "Recall", "dump", "learn_doors", "load"]
+
+#: The door that is before all others, where a pipeline has it.
+PROMPT_DOOR = "encode_prompt"
+
+#: Bytes of the largest answer that is kept, for one clip: asking a text encoder again is cheaper than reading more.
+LARGEST = 2**28
 
 #: Question -> answer.
 Answers = dict[str, Any]
@@ -37,7 +44,7 @@ class Recall:
 
     Args:
         answers: Question -> answer: what is found here is not asked.
-        record: Keep what is asked, in `recorded`.
+        record: Keep what is asked, for `finish`.
         closed: Doors that are left alone.
     """
 
@@ -46,75 +53,99 @@ class Recall:
         answers: Mapping[str, Answer] | None = None,
         *,
         record: bool = False,
-        closed: Collection[str] = (),
+        closed: frozenset[str] = frozenset(),
     ):
         self.answers, self.record, self.closed = answers or {}, record, closed
         self.doors = {door_of(question) for question in self.answers}
         self.recorded: dict[str, Answer] = {}
+        self.unkept: dict[str, str] = {}  # door -> why its answers are not kept
         self.reads = Reads()
-        self._tensors: dict[str, list[Tensor]] = {}  # question -> what was given to the pipeline
-        self._unkept: dict[str, str] = {}  # door -> what cannot be written of its answers
+        self._given: dict[str, list[Tensor]] = {}  # question -> the tensors that the pipeline was given
+        self._held: set[int] = set()  # their ids
+        self._passed_on: dict[int, str] = {}  # id -> stand-in of those that another question was asked with
+        self._in_module = False
 
-    def opens(self, door: str) -> bool:
-        """Whether this door is to be watched."""
-        return door not in self.closed and (self.record or door in self.doors)
+    def is_open(self, door: str) -> bool:
+        """Whether neither this door nor that of the module that it is a part of is closed."""
+        path = door.split(".")
+        return self.closed.isdisjoint(".".join(path[: depth + 1]) for depth in range(len(path)))
 
-    def ask(self, pipeline: Any, door: str, original: Callable, *args: Any, **kwargs: Any) -> Any:
+    def ask(
+        self, pipeline: Any, device: torch.device, door: str, original: Callable, /, *args: Any, **kwargs: Any
+    ) -> Any:
         """What `original(*args, **kwargs)` returns, asked or recalled."""
+        if self._in_module:  # its parts draw what it draws, and keep what it keeps
+            return original(*args, **kwargs)
         with self.reads.paused():
             question = question_of(door, args, kwargs)
         if question is not None and question in self.answers:
-            return built(self.answers[question], pipeline._execution_device)
+            return built(self.answers[question], device)
         if question is None or not self.record:
             return original(*args, **kwargs)
-        before, outside = _Surroundings(pipeline, args, kwargs), self.recorded
-        self.recorded = {}
+        before, seen, outside = _Surroundings(pipeline, device, args, kwargs), set(self.reads.seen), self.recorded
+        self.recorded, self._in_module = {}, door != PROMPT_DOOR
         try:
             result = original(*args, **kwargs)
         finally:
-            inside, self.recorded = self.recorded, outside
+            inside, self.recorded, self._in_module = self.recorded, outside, False
         with self.reads.paused():
-            if question_of(door, args, kwargs) == question and before.unchanged():
-                try:
-                    self.recorded[question], self._tensors[question] = kept(result, pipeline._execution_device)
-                    return result
-                except Unwritable as error:
-                    self._unkept[door] = str(error)
-        self.recorded |= inside
+            if question_of(door, args, kwargs) != question or not before.unchanged():
+                self.recorded |= inside
+                return result
+            try:
+                self.recorded[question], self._given[question] = kept(result, device)
+            except Unwritable as error:
+                self.recorded |= inside
+                if not inside:
+                    self.unkept[door] = f"it holds a {error}"
+                return result
+            # What was read on the way to a kept answer is not read again.
+            given = {id(tensor) for tensor in self._given[question]}
+            self.reads.seen = seen - (given - self._held)
+            self._held |= given
+            for tensor in tensors_in((args, kwargs)):
+                if id(tensor) in self._held:
+                    self._passed_on[id(tensor)] = json.loads(digest.text(tensor))
         return result
 
-    def finish(self, asked: Any) -> Answers:
-        """The answers of a call that is over, without what the pipeline did not read of them.
+    def finish(self, asked: Any, *, whole: bool = False) -> Answers:
+        """The answers of a call that is over.
 
         Args:
             asked: What it came to: the denoiser's arguments.
+            whole: Keep also what the pipeline did not read of them.
         """
-        self.reads.note(asked)
+        self.reads.seen |= {id(tensor) for tensor in tensors_in(asked)}
         finished: Answers = {}
         for question, answer in self.recorded.items():
-            given = self._tensors[question]
-            copies = (
-                None if copy is None or id(tensor) not in self.reads.seen else copy.cpu()
-                for copy, tensor in zip(answer.tensors, given, strict=True)
-            )
-            finished[question] = Answer(answer.tree, tuple(copies))
+            tensors: list[Tensor | str | None] = []
+            for copied, given in zip(answer.tensors, self._given[question], strict=True):
+                read = whole or id(given) in self.reads.seen
+                tensors.append(copied if read else self._passed_on.get(id(given)))
+            size = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+            if size > LARGEST:
+                self.unkept[door_of(question)] = f"it takes {size / 2**20:.0f} MiB, more than {LARGEST / 2**20:.0f}"
+                continue
+            own = tuple(tensor.cpu() if isinstance(tensor, Tensor) else tensor for tensor in tensors)
+            finished[question] = Answer(answer.tree, own)
         return finished
 
-    def warn(self, pipeline: Any) -> None:
-        """Say once what cannot be kept."""
-        for door, what in self._unkept.items():
-            if not any(door_of(question) == door for question in self.recorded):
-                _log.warning(
-                    "%s: what its %s answers cannot be kept (it holds a %s); it is asked anew at every step",
-                    type(pipeline).__name__,
-                    door,
-                    what,
-                )
+
+class LearntDoors(NamedTuple):
+    """Of which doors answers hold at every timestep.
+
+    Args:
+        closed: Those of which they do not.
+        whole: What a call did not read of its answers may still be looked at.
+    """
+
+    closed: frozenset[str]
+    whole: bool
 
 
-def closed_doors(pipeline: Any, asked: Callable[..., Any]) -> frozenset[str]:
-    """The doors that have no answer which holds at every timestep: those that are asked something else each time (with
-    the noised clip, or with random numbers), and those whose answer from memory changes what the denoiser is asked.
+def learn_doors(pipeline: Any, asked: Callable[..., Any]) -> LearntDoors:
+    """Close the doors that are asked something else each time (with the noised clip, or with random numbers), and
+    those whose answer from memory changes what the denoiser is asked.
 
     Args:
         asked: With a `Recall`, to what the denoiser is asked at the first timestep, or at the `last` one, where the
@@ -123,31 +154,31 @@ def closed_doors(pipeline: Any, asked: Callable[..., Any]) -> frozenset[str]:
     closed: frozenset[str] = frozenset()
     while True:
         first, last = (Recall(record=True, closed=closed) for _ in range(2))
-        answers = first.finish(asked(first))
-        expected = asked(last, last=True)
-        doors = {door_of(question) for question in answers}
-        wrong = doors - {door_of(question) for question in answers.keys() & last.recorded.keys()}
-        answers = {question: answer for question, answer in answers.items() if door_of(question) not in wrong}
+        arrived, expected = asked(first), asked(last, last=True)
+        doors = {door_of(question) for question in first.recorded}
+        changing = doors - {door_of(question) for question in first.recorded.keys() & last.recorded.keys()}
+        if changing:  # what they ask in turn may be the same each time
+            closed |= changing
+            continue
 
-        def holds(doors: Collection[str], answers: Answers = answers, expected: Any = expected) -> bool:
-            mine = {question: answer for question, answer in answers.items() if door_of(question) in doors}
+        def holds(answers: Answers, expected: Any = expected) -> bool:
             try:
-                return _equal(asked(Recall(mine), last=True), expected)
+                return _equal(asked(Recall(answers), last=True), expected)
             except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):
                 return False
 
-        right = doors - wrong
-        if not holds(right):
-            failing = {door for door in right if not holds({door})} or right
-            _log.warning(
-                "%s: what its %s answers from memory is not what it answers; it is asked anew at every step",
-                type(pipeline).__name__,
-                " and ".join(sorted(failing)),
-            )
-            wrong |= failing
-        if not wrong:
-            return closed
-        closed |= wrong
+        for whole in (False, True):
+            answers = first.finish(arrived, whole=whole)
+            if holds(answers):
+                return LearntDoors(closed, whole)
+        alone = {door: {q: answer for q, answer in answers.items() if door_of(q) == door} for door in doors}
+        failing = {door for door, own in alone.items() if not holds(own)} or doors
+        _log.warning(
+            "%s: what its %s answers from memory is not what it answers; it is asked anew at every step",
+            type(pipeline).__name__,
+            " and ".join(sorted(failing)),
+        )
+        closed |= failing
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -164,7 +195,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 class Reads(TorchFunctionMode):
-    """Which tensors anything was done with."""
+    """Which tensors anything was done with, by id."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,19 +204,8 @@ class Reads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._on:
-            self.note(args)
-            self.note(kwargs or {})
+            self.seen.update(id(tensor) for tensor in tensors_in((args, kwargs)))
         return func(*args, **(kwargs or {}))
-
-    def note(self, value: Any) -> None:
-        if isinstance(value, Tensor):
-            self.seen.add(id(value))
-        elif isinstance(value, (list, tuple)):
-            for part in value:
-                self.note(part)
-        elif isinstance(value, Mapping):
-            for part in value.values():
-                self.note(part)
 
     def paused(self) -> _Paused:
         return _Paused(self)
@@ -200,6 +220,17 @@ class _Paused:
 
     def __exit__(self, *error: Any) -> None:
         self.reads._on = self.before
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from tensors_in(part)
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from tensors_in(part)
 
 
 def door_of(question: str) -> str:
@@ -230,6 +261,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, (torch.device, torch.Generator)):
         return None
+    if isinstance(value, Unread) and value.stands_for is not None:
+        return value.stands_for
     if isinstance(value, torch.dtype):
         return str(value)
     if isinstance(value, (list, tuple)):
@@ -242,11 +275,10 @@ def _plain(value: Any) -> Any:
 class _Surroundings:
     """What a question that is asked must leave as it is: random number generators, and the pipeline itself."""
 
-    def __init__(self, pipeline: Any, args: tuple, kwargs: Mapping[str, Any]):
+    def __init__(self, pipeline: Any, device: torch.device, args: tuple, kwargs: Mapping[str, Any]):
         self._pipeline, self._own = pipeline, dict(vars(pipeline))
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Generator)]
         self._generators = [torch.default_generator, *given]
-        device = torch.device(pipeline._execution_device)
         if device.type == "cuda":
             self._generators.append(torch.cuda.default_generators[device.index or torch.cuda.current_device()])
         self._states = self._drawn()

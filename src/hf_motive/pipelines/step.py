@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,8 +19,10 @@ from hf_motive.pipelines.conditioning import Conditioning
 from hf_motive.pipelines.error import PipelineError
 from hf_motive.pipelines.learn import learn
 from hf_motive.pipelines.observation import Observation
-from hf_motive.pipelines.recall import Answers, Recall, closed_doors
+from hf_motive.pipelines.recall import Answers, LearntDoors, Recall, learn_doors
 from hf_motive.pipelines.schedule import ScheduledTimestep
+
+_log = logging.getLogger(__name__)
 
 #: Components that denoise, by name; all others (text encoders, VAE, image encoders) are fixed and get no gradient.
 DENOISERS = re.compile(r"transformer(_\w+)?|unet")
@@ -86,7 +89,8 @@ class PipelineStep:
         example = example or {"pixels": torch.zeros(num_frames, 3, height, width)}
         self._learnt = learn(pipeline, self.denoisers, self._conditioning, example, check)
         self._learning_example = example
-        self._closed: frozenset[str] | None = None
+        self._doors: LearntDoors | None = None
+        self._warned: set[str] = set()
         self._regions: dict[str, range] | None = None
 
     # ------------------------------------------------------------------------------------------------- what is used
@@ -218,11 +222,18 @@ class PipelineStep:
             For `loss(answers=...)`, as often as the frozen parts stay as they are; answers of several captions may be
             put together. `pipelines.recall` writes and reads them.
         """
-        if self._closed is None:
-            self._closed = closed_doors(self.pipeline, functools.partial(self._asked, caption, example))
-        recall = Recall(record=True, closed=self._closed)
-        answers = recall.finish(self._asked(caption, example, recall))
-        recall.warn(self.pipeline)
+        if self._doors is None:
+            self._doors = learn_doors(self.pipeline, functools.partial(self._asked, caption, example))
+        recall = Recall(record=True, closed=self._doors.closed)
+        answers = recall.finish(self._asked(caption, example, recall), whole=self._doors.whole)
+        for door in recall.unkept.keys() - self._warned:
+            self._warned.add(door)
+            _log.warning(
+                "%s: what its %s answers is not kept (%s): it is asked anew at every step",
+                type(self.pipeline).__name__,
+                door,
+                recall.unkept[door],
+            )
         return answers
 
     def _asked(
