@@ -30,6 +30,8 @@ The common path of work:
       --corpus my/clips --queries my/queries --output runs/mine
   hf-motive inspect runs/mine                          # how the scores are spread, what was left out and why
   hf-motive select runs/mine --output best             # the best tenth: metadata.jsonl and mp4 files
+  hf-motive train --model_name_or_path Wan-AI/Wan2.1-T2V-1.3B-Diffusers --dataset runs/mine --fraction 0.1 \\
+      --output_dir runs/tuned                          # the pipeline, fine-tuned on it
   hf-motive push best me/my-clips-best                 # private, with a dataset card
 
 `hf-motive COMMAND --help` explains every option. Options may stand in a YAML file too: --config my.yaml.
@@ -46,6 +48,20 @@ Which clips teach this pipeline to move like the queries? Rank a corpus.
 
 --config FILE gives options by YAML; those of the command line go before them. The results are influence.parquet and
 index/ in the output folder, and a table. Stopped and started again it goes on where it was.
+"""
+
+TRAIN = """\
+Fine-tune the pipeline on the clips that teach it to move, or on all of them.
+
+    hf-motive train --model_name_or_path Wan-AI/Wan2.1-T2V-1.3B-Diffusers --dataset runs/mine --fraction 0.1 \\
+        --eval_dataset my/held-out --use_peft --learning_rate 1e-4 --max_steps 500 --output_dir runs/lora
+    hf-motive train --config my.yaml --output_dir runs/mine-tuned
+    accelerate launch -m hf_motive.cli train --config my.yaml       # on all that Accelerate knows
+
+--dataset is the output folder of `hf-motive score` or `select`, or any clips. Without --use_peft all weights of the
+denoiser are trained. Clips' latents and text embeddings are computed once and kept on disk. --config FILE gives
+options by YAML; those of the command line go before them. Stopped and started again it goes on from its last
+checkpoint. Options not explained here are those of transformers' TrainingArguments and TRL's ModelConfig.
 """
 
 SELECT = """\
@@ -108,7 +124,7 @@ class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. Ends by `SystemExit` where the exit status is not 0."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"score": score, "select": select, "push": push, "inspect": inspect}
+    commands = {"score": score, "select": select, "train": train, "push": push, "inspect": inspect}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return
@@ -150,6 +166,25 @@ def score(
         if not Path(path).exists() and (root / path).exists():
             setattr(job, name, str(root / path))
     return run(job, config)
+
+
+def train(
+    arguments: Sequence[str], *, description: str = TRAIN, prog: str = "hf-motive train", root: Path | None = None
+):
+    """Parse and fine-tune, for `hf-motive train` and `examples/train.py`; arguments as of `score`."""
+    from .finetuning import PipelineConfig, TrainArguments
+    from .finetuning import train as run
+    from .training import MotiveTrainingArguments
+
+    hint = "to see it work first, `accelerate launch examples/train.py` in a clone trains on the clips that it carries"
+    usage = f"{prog} --model_name_or_path P --dataset D [--output_dir FOLDER] [--config FILE] [options]"
+    kinds = (TrainArguments, MotiveTrainingArguments, PipelineConfig)
+    job, training, model = parse(kinds, arguments, prog=prog, usage=usage, description=description, hint=hint)
+    for told, name in ((job, "dataset"), (job, "eval_dataset"), (model, "model_name_or_path")):
+        path = getattr(told, name)
+        if root is not None and path and not Path(path).exists() and (root / path).exists():
+            setattr(told, name, str(root / path))
+    return run(job, training, model)
 
 
 def select(arguments: Sequence[str]) -> None:

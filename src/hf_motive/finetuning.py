@@ -32,6 +32,12 @@ class TrainArguments:
         default=None,
         metadata={"help": "Clips that are held out, for the validation loss and for captions to generate."},
     )
+    limit: int | None = field(
+        default=None, metadata={"help": "Take the first so many clips of the dataset: to try something out quickly."}
+    )
+    eval_limit: int | None = field(
+        default=None, metadata={"help": "Take the first so many clips of the evaluation dataset."}
+    )
     dataset_split: str = field(default="train", metadata={"help": "Split of the dataset."})
     eval_split: str = field(default="train", metadata={"help": "Split of the evaluation dataset."})
     video_column: str = field(default="video", metadata={"help": "Column of the video."})
@@ -97,19 +103,20 @@ def train(arguments: TrainArguments, training: MotiveTrainingArguments, model: P
     from transformers.trainer_utils import get_last_checkpoint
     from trl import get_peft_config
 
-    from .corpus import load_clips
     from .processes import threads_of_a_process
     from .scoring import load_pipeline, quiet
     from .training import MotiveTrainer
+    from .training.account import describe, report
 
     quiet()
     torch.set_num_threads(arguments.threads or threads_of_a_process())
     columns = {"video_column": arguments.video_column, "caption_column": arguments.caption_column}
     with training.main_process_first():
-        dataset = load_scored_clips(arguments.dataset, arguments.dataset_split, columns)
+        dataset = _first(load_scored_clips(arguments.dataset, arguments.dataset_split, columns), arguments.limit)
         held_out = None
         if arguments.eval_dataset is not None:
-            held_out = load_clips(arguments.eval_dataset, split=arguments.eval_split, **columns)
+            held_out = load_scored_clips(arguments.eval_dataset, arguments.eval_split, columns)
+            held_out = _first(held_out, arguments.eval_limit)
     pipe = load_pipeline(str(model.model_name_or_path), model.dtype or "auto", training.device)
     trainer = MotiveTrainer(
         pipe,
@@ -125,7 +132,7 @@ def train(arguments: TrainArguments, training: MotiveTrainingArguments, model: P
         **columns,
     )
     if training.should_save:
-        print(trainer.describe(), flush=True)
+        print(describe(trainer), flush=True)
     resume: Any = training.resume_from_checkpoint
     if resume in (None, "True", "true", "yes"):
         resume = get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None
@@ -138,7 +145,7 @@ def train(arguments: TrainArguments, training: MotiveTrainingArguments, model: P
         if training.should_save:
             print(f"Published: {url}")
     if training.should_save:
-        print(trainer.report(), flush=True)
+        print(report(trainer), flush=True)
     return trainer
 
 
@@ -162,3 +169,7 @@ def load_scored_clips(source: str, split: str, columns: dict[str, str]) -> Datas
             "disk first, `hf-motive select SOURCE --output FOLDER`"
         )
     return found
+
+
+def _first(dataset: Dataset, limit: int | None) -> Dataset:
+    return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
