@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 FACTS = "weights.json"
 #: Names of a whole denoiser's weights, as diffusers looks for them.
 _PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
+#: A file of weights is no larger than this.
+MAX_SHARD = "5GB"
 _INDEX = "diffusion_pytorch_model.safetensors.index.json"
 
 
@@ -159,15 +161,16 @@ class TrainedWeights:
             folder: Made if need be; may hold an earlier state of the same weights.
             state_dict: The state of `module`, where it is not in the module itself; None: the module's own.
         """
-        folder = Path(folder)
+        folder, states = Path(folder), dict.fromkeys(self.names)
+        if state_dict is not None:
+            states = {name: _of_component(name, part, state_dict) for name, part in self.module.items()}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FACTS).unlink(missing_ok=True)
         for name, part in self.module.items():
-            state = None if state_dict is None else _of_component(name, part, state_dict)
             if self.kind == "lora":
-                adapters.save_adapter(self.pipe, name, part, folder, state)
+                adapters.save_adapter(self.pipe, name, part, folder, states[name])
             else:
-                _save_whole(part, folder / name, state)
+                _save_whole(part, folder / name, states[name])
         unfinished = folder / f"{FACTS}.part"
         unfinished.write_text(json.dumps(self._facts(), indent=2) + "\n", encoding="utf-8")
         unfinished.replace(folder / FACTS)
@@ -215,12 +218,12 @@ class TrainedWeights:
                 "Go on from an earlier checkpoint"
             )
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        for key, what in (("kind", "kind"), ("components", "components")):
-            ours = self._facts()[key]
-            if facts[key] != ours:
+        ours = self._facts()
+        for key, verb in (("kind", "is"), ("components", "are")):
+            if facts[key] != ours[key]:
                 raise ValueError(
-                    f"{folder} is a checkpoint of another training: its {what} is {facts[key]}, here it is {ours}. "
-                    "Use the peft_config and denoiser that it was trained with, or start without it"
+                    f"{folder} is a checkpoint of another training: its {key} {verb} {facts[key]}, here it is "
+                    f"{ours[key]}. Use the peft_config and denoiser that it was trained with, or start without it"
                 )
         base = facts["base"]
         if (base["pipeline"], base["components"]) != (self.base["pipeline"], self.base["components"]):
@@ -294,7 +297,13 @@ def _save_whole(part: Any, folder: Path, state: Mapping[str, Tensor] | None) -> 
 
     folder.mkdir(parents=True, exist_ok=True)
     part.save_config(folder)
-    save_torch_state_dict(dict(part.state_dict() if state is None else state), folder, filename_pattern=_PATTERN)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)  # a folder of the machine
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for index in folder.glob("*.index.json"):  # of an earlier state in more files
+        index.unlink()
+    state = dict(part.state_dict() if state is None else state)
+    save_torch_state_dict(state, folder, filename_pattern=_PATTERN, max_shard_size=MAX_SHARD)
 
 
 def _read_whole(folder: Path) -> dict[str, Tensor]:
