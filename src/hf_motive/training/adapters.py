@@ -25,10 +25,10 @@ _KEEPS_BASE = (True, False, "gaussian", "orthogonal")
 
 
 def lora_targets(denoiser: nn.Module) -> list[str]:
-    """Names of the linear layers in the denoiser's attention, as a `LoraConfig` takes them: they match no others.
+    """Names of the linear layers in the attention of the denoiser's blocks, as a `LoraConfig` takes them.
 
-    A name is as short as that allows (`to_q`), so that a card can show it. A denoiser without attention gets a LoRA on
-    all its linear layers.
+    They match no other layer, and are as short as that allows (`to_q`), so that a card can show them. A denoiser
+    without attention gets a LoRA on all its linear layers.
 
     Raises:
         ValueError: It has no linear layer.
@@ -40,6 +40,8 @@ def lora_targets(denoiser: nn.Module) -> list[str]:
         )
     attention = [name for name, module in denoiser.named_modules() if _ATTENTION.search(type(module).__name__)]
     innermost = {name for name in attention if not any(other.startswith(f"{name}.") for other in attention)}
+    # The blocks' own, of which there are many, and not one that pools text for the embedding of time.
+    innermost = {name for name in innermost if any(map(str.isdigit, name.split(".")))} or innermost
     inside = {name: parent for name in linear if (parent := _parent(name, innermost)) is not None}
     if not inside:
         inside = dict.fromkeys(linear, "")

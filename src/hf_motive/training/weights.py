@@ -31,6 +31,8 @@ FACTS = "weights.json"
 _PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
 #: A file of weights is no larger than this.
 MAX_SHARD = "5GB"
+#: Of a LoRA: what its weights alone do not show, and what they mean depends on.
+_SCALES = ("lora_alpha", "alpha_pattern", "use_rslora", "use_dora")
 _INDEX = "diffusion_pytorch_model.safetensors.index.json"
 
 
@@ -231,6 +233,13 @@ class TrainedWeights:
                 f"{folder} is a checkpoint of another model: it was trained from {_called(base)}, and this is "
                 f"{_called(self.base)}. Load the pipeline that it was trained from, or start without it"
             )
+        for name, config in (ours["lora"] or {}).items():
+            for key in _SCALES:
+                if (theirs := facts["lora"][name].get(key)) != config[key]:
+                    raise ValueError(
+                        f"{folder} is a checkpoint of another training: its {key} is {theirs}, here it is "
+                        f"{config[key]}. Use the peft_config that it was trained with, or start without it"
+                    )
         states = {}
         for name, part in self.module.items():
             if self.kind == "lora":
