@@ -1,0 +1,130 @@
+"""The training job as its user runs it: `accelerate launch examples/train.py`, on one process and on two."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.clips import write_corpus
+from tests.families import wan
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A pipeline, clips and held-out clips, as a user has them: folders."""
+    folder = tmp_path_factory.mktemp("job")
+    wan.build().save_pretrained(folder / "pipeline")
+    write_corpus(folder / "clips", range(5))
+    write_corpus(folder / "held_out", range(100, 102))
+    (folder / "job.yaml").write_text(
+        f"""
+model_name_or_path: {folder}/pipeline
+dataset: {folder}/clips
+eval_dataset: {folder}/held_out
+encodings: {folder}/encodings
+num_frames: {wan.NUM_FRAMES}
+height: {wan.HEIGHT}
+width: {wan.WIDTH}
+max_steps: 4
+save_steps: 2
+learning_rate: 1.0e-3
+logging_steps: 1
+disable_tqdm: true
+eval_strategy: steps
+eval_steps: 2
+sample_count: 1
+sample_inference_steps: 2
+threads: 1
+"""
+    )
+    return folder
+
+
+def train(folder: Path, *arguments: str, processes: int = 1, config: Path | None = None, fails: bool = False) -> str:
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    if config is not None:
+        launch += ["--config_file", str(config)]
+    elif processes > 1:
+        launch += ["--multi_gpu", "--num_processes", str(processes)]
+    else:
+        launch += ["--num_processes", "1"]
+    launch += ["--main_process_port", "0"] if processes > 1 else []
+    command = [*launch, "examples/train.py", "--config", str(folder / "job.yaml"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert (result.returncode != 0) == fails, result.stdout[-2000:] + result.stderr[-4000:]
+    return result.stdout + result.stderr
+
+
+def trained(output: Path) -> dict:
+    return load_file(output / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def single(folder):
+    """One process, two clips at a time."""
+    output = folder / "single"
+    said = train(folder, "--output_dir", str(output), "--per_device_train_batch_size", "2")
+    return output, said
+
+
+def test_a_run_leaves_a_model_a_card_and_samples(single):
+    output, said = single
+    assert "4 steps of 2 clips, each clip seen 1.6 times" in said
+    assert "Before and after, side by side:" in said
+    assert "To load it:" in said and f"hf-motive push {output}" in said
+    assert {"README.md", "model.json", "weights.json", "transformer", "samples"} <= {p.name for p in output.iterdir()}
+    assert (output / "checkpoint-4" / "transformer").is_dir()
+
+
+def test_two_processes_give_what_one_gives_with_twice_the_batch(folder, single):
+    output = folder / "two"
+    said = train(folder, "--output_dir", str(output), processes=2)
+    assert said.count("Training all weights") == 1
+    one, two = trained(single[0]), trained(output)
+    base = load_file(folder / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors")
+    off = max((one[name] - two[name]).abs().max().item() for name in one)
+    moved = max((one[name] - base[name]).abs().max().item() for name in one)
+    print(f"two processes and one: {off:.1e}; the training moved {moved:.1e}")
+    assert off < 1e-2 * moved
+    logs = [
+        json.loads((o / "checkpoint-4" / "trainer_state.json").read_text())["log_history"] for o in (single[0], output)
+    ]
+    for ours, theirs in zip(*logs, strict=True):
+        for name in {"loss", "grad_norm", "eval_motion_loss", "eval_loss"} & ours.keys():
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
+
+
+def test_started_again_it_goes_on(folder, single):
+    output = folder / "again"
+    settings = ["--output_dir", str(output), "--per_device_train_batch_size", "2"]
+    train(folder, *settings, "--max_steps", "2")
+    said = train(folder, *settings)
+    assert "'clips_seen': 2," not in said and "'clips_seen': 8," in said
+    one, two = trained(single[0]), trained(output)
+    assert all((one[name] == two[name]).all() for name in one)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--fraction", "0.5"], "error: .*(Score|score)"),
+        (["--dataset", "nowhere/at/all.parquet"], "error: nowhere/at/all.parquet does not exist"),
+        (["--denoiser", "unet"], "error: WanPipeline has no denoiser 'unet'"),
+        (["--learn_rate", "1"], "did you mean --learning_rate"),
+        (["--load_in_4bit", "true", "--use_peft", "true"], "error: load_in_4bit is not supported"),
+    ],
+)
+def test_what_is_wrong_is_a_sentence(folder, tmp_path, arguments, message):
+    import re
+
+    said = train(folder, "--output_dir", str(tmp_path / "out"), *arguments, fails=True)
+    assert re.search(message, said), said[-1500:]
