@@ -252,6 +252,7 @@ def test_encodings_of_another_pipeline_say_what_differs(attributor, clips, encod
     other = MotiveAttributor(pipe, **SMALL, encoded_column="encoded")
     with pytest.raises(ValueError, match=r"other settings \(weights.text_encoder '\w+' and not '\w+'\)\. Enc"):
         other.index(encoded, tmp_path / "index")
+    assert not (tmp_path / "index").exists(), "it is said before anything is computed"
     with pytest.raises(ValueError, match="weights.text_encoder"):
         other.feature(encoded[0]["video"], "a square", encoded[0])
     with pytest.raises(ValueError, match=r"no column 'encoded' with encodings.*MotiveAttributor\.encode"):
@@ -323,6 +324,7 @@ def test_only_what_changes_is_encoded_anew(folder, encoder, tmp_path):
     chosen = encode(load_clips(folder).select([2, 0]))
     assert chosen["file_name"][:] == ["002.mp4", "000.mp4"]
     assert [row["encoded"] for row in chosen] == [first[2]["encoded"], first[0]["encoded"]]
+    assert len(list(cache.iterdir())) == 4, "and not a copy of them"
     assert encoder.count() == 0
     save_clip(folder / "001.mp4", moving_square(9), fps=16)
     changed = encode(load_clips(folder))
