@@ -309,8 +309,6 @@ def _save_whole(part: Any, folder: Path, state: Mapping[str, Tensor] | None) -> 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)  # a folder of the machine
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for index in folder.glob("*.index.json"):  # of an earlier state in more files
-        index.unlink()
     state = dict(part.state_dict() if state is None else state)
     save_torch_state_dict(state, folder, filename_pattern=_PATTERN, max_shard_size=MAX_SHARD)
 
