@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_motive.pipelines import PipelineError, PipelineStep, StepOutput
+from hf_motive.pipelines.recall import dump, load
 from tests.families.common import Variant, example_pixels
 from tests.families.compare import CAPTION, Difference, compare, difference, gradients, pipeline_step
 
@@ -76,6 +79,7 @@ def examine(variant: Variant) -> Examination:
     clip.weight_of_ones_is_plain()
     clip.corner_stays_in_its_corner()
     clip.experts_divide_the_noise_levels()
+    clip.answers_from_memory_are_the_same()
     checkpointed = clip.checkpointing_changes_nothing()
     assert vars(pipe) == before, "a step left something behind on the pipeline"
     worst = _by_hand(variant, pipe, clip.step) if variant.training_step else None
@@ -172,6 +176,20 @@ class Clip:
             found = {name.split(".")[0] for name, g in self.gradients(self.loss(timestep)).items() if g.any()}
             assert found == {expert}, f"at timestep {timestep:g} the gradient is in {found}, not in {expert}"
 
+    def answers_from_memory_are_the_same(self) -> None:
+        """What the frozen parts said, written and read back, gives the same loss, and they are not asked again."""
+        answers = load(*dump(self.step.answers(CAPTION, self.row)))
+        for seed, timestep in enumerate(self.variant.timesteps):
+            asked = self.loss(timestep, seed=seed)
+            expected = self.gradients(asked)
+            with called_parts(self.pipe, self.step.denoisers) as called:
+                recalled = self.loss(timestep, seed=seed, answers=answers)
+            # What is asked about the noised clip is asked each time.
+            assert called <= self.step._doors.closed, f"asked again, and not about the noised clip: {called}"
+            assert torch.equal(asked.loss, recalled.loss), "answers from memory change the loss"
+            found = self.gradients(recalled)
+            assert all(map(torch.equal, expected.values(), found.values())), "answers from memory change the gradient"
+
     def checkpointing_changes_nothing(self) -> bool:
         """False where the denoiser has none."""
         modules = [getattr(self.pipe, name) for name in self.variant.denoisers]
@@ -248,6 +266,25 @@ class Clip:
         return " ".join(word if len(word) == 1 else "S" if "T" in word else "C" for word in words)
 
 
+@contextmanager
+def called_parts(pipe: Any, denoisers: Collection[str]) -> Iterator[set[str]]:
+    """Names of the components, other than denoisers, of which anything is run: fills while it is open."""
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    shared = {id(module) for name in denoisers for module in parts[name].modules()}
+    called: set[str] = set()
+    hooks = [
+        module.register_forward_pre_hook(lambda module, inputs, name=name: called.add(name))
+        for name, part in parts.items()
+        for module in part.modules()
+        if not list(module.children()) and id(module) not in shared
+    ]
+    try:
+        yield called
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _share(target: Tensor, origin: Tensor, of: Tensor, weight: Tensor) -> float:
     """How much of `of` is in target − origin, where there is weight."""
     here = weight > 0
@@ -260,6 +297,7 @@ def _half_precision(variant: Variant, full: Clip) -> HalfPrecision:
     ours, single = half.loss(), full.loss()
     of_single = difference(half.gradients(ours), full.gradients(single), ours.loss.detach(), single.loss.detach())
     assert of_single.cosine > variant.half_cosine, f"bf16 is far from fp32: {of_single}"
+    half.answers_from_memory_are_the_same()
     by_hand = None
     if variant.training_step is not None:
         by_hand = compare(variant, half.pipe, half.step, variant.timesteps[0], weighted=True)

@@ -23,14 +23,11 @@ from torch.overrides import TorchFunctionMode
 
 from hf_motive.pipelines.error import PipelineError
 from hf_motive.pipelines.observation import Observation, Step
-from hf_motive.pipelines.recall import PROMPT_DOOR, Recall
+from hf_motive.pipelines.questions import frozen_doors, place_of
+from hf_motive.pipelines.recall import Recall
 
 #: Methods that may make the latents of a second stream, such as audio.
 SIDE_METHODS = re.compile(r"prepare_\w+_latents")
-
-
-#: How deep below a component a call may ask a part of it: `text_encoder.model.layers` is two deep.
-PART_DEPTH = 2
 
 
 class Reached(BaseException):
@@ -251,36 +248,12 @@ class Doors:
         """
         if recall.record:
             self.stack.enter_context(recall.reads)
-        for door in self._frozen_doors(denoisers) if recall.record else recall.doors:
-            thing, method = self._place(door)
+        for door in frozen_doors(self.pipeline, denoisers) if recall.record else recall.doors:
+            thing, method = place_of(self.pipeline, door)
             original = getattr(thing, method, None)
             if original is not None and recall.is_open(door):  # nor left out of the pipeline since it answered
                 asked = functools.partial(recall.ask, self.pipeline, device, door, original)
                 self._replace(thing, method, functools.wraps(original)(asked))
-
-    def _frozen_doors(self, denoisers: Mapping[str, nn.Module]) -> Iterator[str]:
-        """`encode_prompt`; modules and their parts, as some calls ask a part of one; and `encode`.
-
-        What decodes is called for nothing else.
-        """
-        if callable(getattr(self.pipeline, PROMPT_DOOR, None)):
-            yield PROMPT_DOOR
-        for name, part in self.pipeline.components.items():
-            if isinstance(part, nn.Module) and name not in denoisers:
-                if hasattr(part, "encode"):
-                    yield f"{name}.encode"
-                if not hasattr(part, "decode"):
-                    inner = (key for key, _ in part.named_modules() if key.count(".") < PART_DEPTH)
-                    yield from (f"{name}.{key}" if key else name for key in inner)
-
-    def _place(self, door: str) -> tuple[Any, str]:
-        """Where a door is: the object, and the name of its method."""
-        *path, last = door.split(".")
-        thing = functools.reduce(lambda part, name: getattr(part, name, None), path, self.pipeline)
-        part = getattr(thing, last, None)
-        if not isinstance(part, nn.Module):
-            return thing, last
-        return part, "forward" if part._compiled_call_impl is None else "_compiled_call_impl"
 
     # ------------------------------------------------------------------------------------------------------------ VAE
 

@@ -10,25 +10,19 @@ behind on the pipeline is asked anew, and what it asks in turn is kept in its pl
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from hf_motive.pipelines import digest
-from hf_motive.pipelines.answers import Answer, Unread, Unwritable, built, dump, kept, load
+from hf_motive.pipelines.answers import Answer, Unwritable, built, dump, kept, load
+from hf_motive.pipelines.questions import PROMPT_DOOR, Reads, Surroundings, door_of, question_of, tensors_in
 
-__all__ = ["PROMPT_DOOR", "Answers", "LearntDoors", "Recall", "dump", "learn_doors", "load"]
-
-#: The door that is before all others, where a pipeline has it.
-PROMPT_DOOR = "encode_prompt"
+__all__ = ["Answers", "LearntDoors", "Recall", "dump", "learn_doors", "load"]
 
 #: Bytes of the largest answer that is kept, for one clip: asking a text encoder again is cheaper than reading more.
 LARGEST = 2**28
@@ -82,7 +76,7 @@ class Recall:
             return built(self.answers[question], device)
         if question is None or not self.record:
             return original(*args, **kwargs)
-        before, seen, outside = _Surroundings(pipeline, device, args, kwargs), set(self.reads.seen), self.recorded
+        before, seen, outside = Surroundings(pipeline, device, args, kwargs), set(self.reads.seen), self.recorded
         self.recorded, self._in_module = {}, door != PROMPT_DOOR
         try:
             result = original(*args, **kwargs)
@@ -192,101 +186,3 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, Mapping):
         return one.keys() == other.keys() and all(_equal(part, other[key]) for key, part in one.items())
     return one == other if type(one) in (bool, int, float, str) else True
-
-
-class Reads(TorchFunctionMode):
-    """Which tensors anything was done with, by id."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[int] = set()
-        self._on = True
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self._on:
-            self.seen.update(id(tensor) for tensor in tensors_in((args, kwargs)))
-        return func(*args, **(kwargs or {}))
-
-    def paused(self) -> _Paused:
-        return _Paused(self)
-
-
-class _Paused:
-    def __init__(self, reads: Reads):
-        self.reads = reads
-
-    def __enter__(self) -> None:
-        self.before, self.reads._on = self.reads._on, False
-
-    def __exit__(self, *error: Any) -> None:
-        self.reads._on = self.before
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from tensors_in(part)
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from tensors_in(part)
-
-
-def door_of(question: str) -> str:
-    return question.rpartition(" ")[0]
-
-
-def question_of(door: str, args: tuple, kwargs: Mapping[str, Any]) -> str | None:
-    """A door's name and a digest of its arguments; None where they cannot be told from others of their kind.
-
-    Devices and generators do not count, dtypes do.
-    """
-    try:
-        asked = digest.text([_plain(args), _plain(kwargs)])
-    except Unwritable:
-        return None
-    return f"{door} {hashlib.sha256(asked.encode()).hexdigest()[:32]}"
-
-
-def _plain(value: Any) -> Any:
-    """What `digest.text` takes, and tells apart."""
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if isinstance(value, Tensor):
-        if value.is_meta or value.layout != torch.strided:
-            raise Unwritable(type(value).__name__)
-        return value
-    if isinstance(value, (np.ndarray, Image.Image)):
-        return value
-    if isinstance(value, (torch.device, torch.Generator)):
-        return None
-    if isinstance(value, Unread) and value.stands_for is not None:
-        return value.stands_for
-    if isinstance(value, torch.dtype):
-        return str(value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items() if key != "device"}
-    raise Unwritable(type(value).__name__)
-
-
-class _Surroundings:
-    """What a question that is asked must leave as it is: random number generators, and the pipeline itself."""
-
-    def __init__(self, pipeline: Any, device: torch.device, args: tuple, kwargs: Mapping[str, Any]):
-        self._pipeline, self._own = pipeline, dict(vars(pipeline))
-        given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Generator)]
-        self._generators = [torch.default_generator, *given]
-        if device.type == "cuda":
-            self._generators.append(torch.cuda.default_generators[device.index or torch.cuda.current_device()])
-        self._states = self._drawn()
-
-    def unchanged(self) -> bool:
-        now = vars(self._pipeline)
-        same = now.keys() == self._own.keys() and all(now[name] is value for name, value in self._own.items())
-        return same and self._drawn() == self._states
-
-    def _drawn(self) -> list[bytes]:
-        return [generator.get_state().numpy().tobytes() for generator in self._generators]

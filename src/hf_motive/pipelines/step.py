@@ -6,16 +6,16 @@ import functools
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_motive.pipelines import digest
 from hf_motive.pipelines.call import CALL_SEED
 from hf_motive.pipelines.conditioning import Conditioning
+from hf_motive.pipelines.denoisers import find_denoisers
 from hf_motive.pipelines.error import PipelineError
 from hf_motive.pipelines.learn import learn
 from hf_motive.pipelines.observation import Observation
@@ -23,9 +23,6 @@ from hf_motive.pipelines.recall import Answers, LearntDoors, Recall, learn_doors
 from hf_motive.pipelines.schedule import ScheduledTimestep
 
 _log = logging.getLogger(__name__)
-
-#: Components that denoise, by name; all others (text encoders, VAE, image encoders) are fixed and get no gradient.
-DENOISERS = re.compile(r"transformer(_\w+)?|unet")
 
 
 class StepOutput(NamedTuple):
@@ -258,12 +255,12 @@ class PipelineStep:
         Raises:
             ValueError: There is no such denoiser.
         """
-        if denoiser is None:
-            return range(len(self._learnt.schedule.timesteps))
-        if denoiser not in self.denoisers:
+        if denoiser is not None and denoiser not in self.denoisers:
             raise ValueError(f"there is no denoiser {denoiser!r}; there is {', '.join(self.denoisers)}")
+        if denoiser is None or len(self.denoisers) == 1:
+            return range(len(self._learnt.schedule.timesteps))
         if self._regions is None:
-            self._regions = self._learnt.regions(self._conditioning.arguments("", self._learning_example))
+            self._regions = self._learnt.regions(self._conditioning.arguments("a video", self._learning_example))
         return self._regions.get(denoiser, range(0))
 
     def scheduled(self, position: int) -> ScheduledTimestep:
@@ -357,43 +354,3 @@ class PipelineStep:
                 self.pipeline,
                 f"the injected latents did not arrive at scheduler.step: its sample is off by up to {float(off):.3g}.",
             )
-
-
-def find_denoisers(pipeline: Any) -> dict[str, nn.Module]:
-    """Component name -> module that denoises.
-
-    Raises:
-        PipelineError: There is none, or its weights are not where a backward pass needs them.
-    """
-    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-    denoisers = {name: part for name, part in parts.items() if DENOISERS.fullmatch(name)}
-    if not denoisers:
-        raise PipelineError(pipeline, f"it has no denoiser: no component is called {DENOISERS.pattern}.")
-    if getattr(pipeline, "scheduler", None) is None:
-        raise PipelineError(
-            pipeline, "it has no scheduler, from which a step reads how a clip is noised and what is predicted."
-        )
-    for name, part in parts.items():
-        if any(parameter.is_meta for parameter in part.parameters()):
-            raise PipelineError(
-                pipeline,
-                f"the weights of its {name} are offloaded one layer at a time (sequential offload), where no gradient "
-                "reaches them. Load the pipeline again and call enable_model_cpu_offload(), which moves whole models.",
-            )
-    for name, part in denoisers.items():
-        if getattr(part, "is_cache_enabled", False):
-            raise PipelineError(
-                pipeline, f"its {name} reuses what it computed before: call {name}.disable_cache() first."
-            )
-        if any(_is_group_offloaded(module) for module in part.modules()):
-            raise PipelineError(
-                pipeline,
-                f"its {name} is offloaded in groups: its weights leave the device before the backward pass needs "
-                "them. Load it again without; text encoders and the VAE may be offloaded so.",
-            )
-    return denoisers
-
-
-def _is_group_offloaded(module: nn.Module) -> bool:
-    registry = getattr(module, "_diffusers_hook", None)
-    return registry is not None and registry.get_hook("group_offloading") is not None
