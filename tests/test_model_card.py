@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from hf_motive.hub import ModelFacts, model_card, write_card
-from hf_motive.hub.curves import loss_curve
+from hf_motive.hub.curves import loss_curve, measure_name
 from hf_motive.hub.model_card import theirs
 from hf_motive.hub.model_facts import is_model_folder
 from hf_motive.video import save_clip
@@ -53,7 +53,7 @@ def metadata(text: str) -> dict:
 def test_what_a_card_says(folder):
     card = model_card(some_facts(), folder, "me/mine", license="mit")
     for said in (
-        "**A LoRA for `tester/tiny-wan`, trained on 24 clips of `tester/all-clips`, chosen out of 240 by what they",
+        "**A LoRA for `tester/tiny-wan`, trained on 24 clips of `tester/all-clips`, chosen out of 240.** The best",
         "The best tenth, by rank.",
         'pipe.load_lora_weights("me/mine")',
         "| Base model | [tester/tiny-wan](https://huggingface.co/tester/tiny-wan) |",
@@ -80,16 +80,17 @@ def test_what_a_card_says(folder):
     assert f"over 100 steps: at first {first:.4g}, at last {last:.4g}" in card.text
 
 
-def test_all_weights_on_all_clips(folder):
+@pytest.mark.parametrize("clips_of", [None, 1])
+def test_all_weights_on_all_clips(folder, clips_of):
     facts = plain(
-        kind="full", components=["transformer", "transformer_2"], clips_of=None, selection=None, clips=1,
+        kind="full", components=["transformer", "transformer_2"], clips_of=clips_of, selection=None, clips=1,
         curated_dataset=None, scores=None,
     )  # fmt: skip
     text = model_card(facts, folder, "me/mine").text
     assert "**`tester/tiny-wan`, fine-tuned on 1 clip of `tester/all-clips`.**" in text
     assert "| Trained | All weights of `transformer`, `transformer_2` |" in text
-    assert "| Chosen | all were taken |" in text and "| Clips | 1 |" in text
-    assert "A LoRA fits" not in text and "Clips were chosen by" not in text and "Scores:" not in text
+    assert "| Chosen | all were taken |" in text and f"| Clips | 1{' of 1' * bool(clips_of)} |" in text
+    assert "A LoRA fits" not in text and "Whether this choice" not in text and "Scores:" not in text
     assert metadata(text)["base_model_relation"] == "finetune" and "datasets" not in metadata(text)
 
 
@@ -245,7 +246,7 @@ def curve(losses, metrics=()) -> np.ndarray:
     """Rows of the picture, 0 at the top, at which the training's loss is drawn, from left to right; NaN for none."""
     picture = np.asarray(Image.open(io.BytesIO(loss_curve(losses, metrics))).convert("RGB")).astype(int)
     blue = np.abs(picture - [0x21, 0x66, 0xAC]).max(axis=2) < 12
-    blue[:130] = False  # the legend
+    blue[:125] = False  # the legend
     rows = np.where(blue, np.arange(len(blue))[:, None], np.nan)
     with np.errstate(all="ignore"):
         return np.asarray([np.nan if np.isnan(column).all() else np.nanmean(column) for column in rows.T])
@@ -261,9 +262,27 @@ def test_the_curve_draws_what_there_is():
     assert loss_curve(unordered) == loss_curve([[1, 1.0], [2, 0.5], [5, 0.1]])
     assert loss_curve([], [{"step": 0, "eval_loss": 1.0}, {"step": 5, "eval_loss": 0.5, "a": 3}]) is not None
     assert loss_curve([[1, 0.5]], [{"step": 0, "eval_loss": 1.0}]) is None and loss_curve([]) is None
+    # Of two scales far apart the change is drawn: ten times the numbers give the same picture.
+    small, large = (
+        [{"step": n, "eval_loss": 1 - n / 9, "eval_motion_loss": k * n + k} for n in range(3)] for k in (3, 30)
+    )
+    near = [row | {"eval_motion_loss": 1.1 - row["step"]} for row in small]
+    assert loss_curve([], small) == loss_curve([], large) != loss_curve([], near)
+    parts = [row | {"eval_loss_t250": 7.0} for row in small]
+    assert loss_curve([], parts) == loss_curve([], small)
     # Beside losses, what is no loss has other units; names that the font or mathematics would break do not.
     two = [{"step": step, "loss 猫 $x_": 1.0, "seconds": step} for step in range(3)]
     assert loss_curve([], two) == loss_curve([], [{"step": row["step"], "loss 猫 $x_": 1.0} for row in two])
+
+
+def test_measures_have_names():
+    names = ("eval_loss", "eval_motion_loss", "eval_motion_loss_t250", "fvd")
+    assert [measure_name(name) for name in names] == [
+        "validation loss",
+        "validation loss, motion-weighted",
+        "validation loss, motion-weighted, at timestep 250",
+        "fvd",
+    ]
 
 
 def test_pictures_leave_matplotlib_as_it_is_and_take_nothing_from_it():

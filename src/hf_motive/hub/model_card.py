@@ -105,7 +105,7 @@ def model_card(
         + [("Computed with", ", ".join(markdown(f"{name} {v}") for name, v in facts.versions.items()))]
         * bool(facts.versions),
         **_measured(facts),
-        chosen=facts.clips_of is not None or bool(facts.selection),
+        chosen=_chosen(facts),
         adapter=facts.kind == "lora",
         licence=license_sentence(head, "these weights"),
     )
@@ -183,19 +183,25 @@ def write_card(
 
 
 def _opening(facts: ModelFacts, base: str) -> str:
+    chosen = _chosen(facts)
     what = f"A LoRA for {base}" if facts.kind == "lora" else f"{base}, fine-tuned"
     corpus = f" of {code(corpus_name(facts.corpus))}" if facts.corpus else ""
     on = f" on {clips(facts.clips)}{corpus}" if facts.clips is not None else f" on clips{corpus}"
     trained = ", trained" if facts.kind == "lora" else ""
-    how = f", chosen out of {facts.clips_of:,} by what they teach of motion" if facts.clips_of is not None else ""
+    total = f" out of {facts.clips_of:,}" if facts.clips_of is not None else ""
+    how = f", chosen{total}" if chosen else ""
     sentence = f" {markdown(facts.selection)}" if facts.selection else ""
     return f"**{what}{trained}{on}{how}.**{sentence}"
+
+
+def _chosen(facts: ModelFacts) -> bool:
+    return bool(facts.selection) or (facts.clips_of is not None and facts.clips_of != facts.clips)
 
 
 def _origin(facts: ModelFacts, base: str) -> list[tuple[str, str]]:
     parts = ", ".join(map(code, facts.components))
     kind = "LoRA of" if facts.kind == "lora" else "All weights of"
-    of = "" if facts.clips_of is None else f" of {facts.clips_of:,}"
+    of = f" of {facts.clips_of:,}" if facts.clips_of is not None else ""
     dataset = facts.curated_dataset
     linked = f"[{dataset}](https://huggingface.co/datasets/{dataset})" if dataset and _ID.fullmatch(dataset) else ""
     found = [
@@ -204,7 +210,7 @@ def _origin(facts: ModelFacts, base: str) -> list[tuple[str, str]]:
         ("Trained", f"{kind} {parts}" if parts else ""),
         ("Corpus", code(corpus_name(facts.corpus)) if facts.corpus else "not said"),
         ("Clips", "" if facts.clips is None else f"{facts.clips:,}{of}"),
-        ("Chosen", markdown(facts.selection) if facts.selection else "" if facts.clips_of else "all were taken"),
+        ("Chosen", markdown(facts.selection) if facts.selection else "" if _chosen(facts) else "all were taken"),
         ("The chosen clips", linked),
         *((f"Scores: {markdown(name)}", code(_said(value))) for name, value in (facts.scores or {}).items() if value),
     ]
@@ -217,6 +223,8 @@ def _linked(facts: ModelFacts) -> bool:
 
 def _measured(facts: ModelFacts) -> dict[str, Any]:
     """First and last evaluation, name by name."""
+    from .curves import measure_name
+
     names = dict.fromkeys(name for row in facts.metrics for name in row if name != "step")
     rows = [row for row in facts.metrics if isinstance(row.get("step"), (int, float))]
     if not rows or not names:
@@ -230,7 +238,11 @@ def _measured(facts: ModelFacts) -> dict[str, Any]:
         "first_step": step(first),
         "last_step": step(last) if last is not first else "",
         "measured": [
-            {"name": markdown(name), "first": _number(first, name), "last": _number(last, name) * (last is not first)}
+            {
+                "name": markdown(measure_name(name)),
+                "first": _number(first, name),
+                "last": _number(last, name) * (last is not first),
+            }
             for name in names
         ],
     }
