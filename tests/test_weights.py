@@ -15,9 +15,10 @@ from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 from hf_motive.pipelines import PipelineStep, digest
 from hf_motive.pipelines.step import find_denoisers
-from hf_motive.training import weights
+from hf_motive.training import whole
 from hf_motive.training.adapters import lora_targets
-from hf_motive.training.weights import Denoisers, TrainedWeights
+from hf_motive.training.denoisers import Denoisers
+from hf_motive.training.weights import TrainedWeights
 from tests.families import modelscope, wan, wan22
 from tests.families.common import Variant, example_pixels
 from tests.families.registry import variants
@@ -97,8 +98,8 @@ def test_the_lines_load_it_back(name, config, files, tmp_path):
 
 
 def test_the_lines_name_a_precision_and_a_place():
-    whole = TrainedWeights(wan.build(torch.bfloat16)).how_to_load("{repo_id}", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
-    assert whole.splitlines() == [
+    lines = TrainedWeights(wan.build(torch.bfloat16)).how_to_load("{repo_id}", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
+    assert lines.splitlines() == [
         "import torch",
         "from diffusers import WanPipeline, WanTransformer3DModel",
         "",
@@ -244,7 +245,7 @@ def test_many_files_then_one(tmp_path, monkeypatch):
     wan.build().save_pretrained(tmp_path / "base")
     trained = moved(TrainedWeights(WanPipeline.from_pretrained(tmp_path / "base")))
     with monkeypatch.context() as patch:
-        patch.setattr(weights, "MAX_SHARD", "40KB")
+        patch.setattr(whole, "MAX_SHARD", "40KB")
         trained.save(tmp_path)
     assert len(list((tmp_path / "transformer").glob("*.safetensors"))) > 1
     other = TrainedWeights(wan.build())
@@ -264,13 +265,13 @@ def test_many_files_then_one(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_something_else(tmp_path):
-    whole, adapter = TrainedWeights(wan.build()), TrainedWeights(wan.build(), peft_config=lora())
-    whole.save(tmp_path / "whole")
+    full, adapter = TrainedWeights(wan.build()), TrainedWeights(wan.build(), peft_config=lora())
+    full.save(tmp_path / "whole")
     adapter.save(tmp_path / "lora")
     TrainedWeights(wan22.build()).save(tmp_path / "two")
     for trained, folder, message in (
         (adapter, "whole", "another training: its kind is full, here it is lora.*peft_config"),
-        (whole, "two", "its components are .'transformer', 'transformer_2'., here"),
+        (full, "two", "its components are .'transformer', 'transformer_2'., here"),
         (TrainedWeights(wan.build(seed=1)), "whole", "another model: it was trained from WanPipeline .transformer "),
         (TrainedWeights(wan.build(), peft_config=lora(r=3)), "lora", "shape \\(2, .* here it is \\(3, "),
         (TrainedWeights(wan.build(), peft_config=lora(target_modules=["to_q"])), "lora", "here it is None"),
@@ -283,7 +284,7 @@ def test_a_checkpoint_of_something_else(tmp_path):
         assert all(torch.equal(state[key], value) for key, value in trained.module.state_dict().items())
     (tmp_path / "whole" / "weights.json").unlink()
     with pytest.raises(FileNotFoundError, match="no weights.json.*earlier checkpoint"):
-        whole.check(tmp_path / "whole")
+        full.check(tmp_path / "whole")
 
 
 def test_the_facts_beside_the_weights(tmp_path):

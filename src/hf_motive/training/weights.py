@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from torch.utils.checkpoint import checkpoint
 
 from hf_motive.pipelines import digest
 from hf_motive.pipelines.step import find_denoisers
 from hf_motive.training import adapters
+from hf_motive.training.denoisers import Denoisers
 from hf_motive.training.loading import how_to_load
+from hf_motive.training.whole import read_whole, save_whole
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -27,69 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: What says, beside the weights, what they are.
 FACTS = "weights.json"
-#: Names of a whole denoiser's weights, as diffusers looks for them.
-_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
-#: A file of weights is no larger than this.
-MAX_SHARD = "5GB"
 #: Of a LoRA: what its weights alone do not show, and what they mean depends on.
 _SCALES = ("lora_alpha", "alpha_pattern", "use_rslora", "use_dora")
-_INDEX = "diffusion_pytorch_model.safetensors.index.json"
-
-
-class Denoisers(nn.ModuleDict):
-    """The denoisers that are trained, by the names of their components.
-
-    `forward` calls what it is given. Whatever a pipeline does with its denoisers then happens inside the forward of
-    this module, as wrappers that gather parameters or synchronise gradients need it.
-    """
-
-    def forward(self, task: Callable[[], Any]) -> Any:
-        return task()
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        return any(getattr(part, "is_gradient_checkpointing", False) for part in self.values())
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
-        """Compute activations again in the backward pass, for memory.
-
-        Args:
-            gradient_checkpointing_kwargs: Of `torch.utils.checkpoint.checkpoint`; `use_reentrant` is False unless
-                given, for a reentrant one finds no gradient in a LoRA.
-
-        Raises:
-            ValueError: A denoiser cannot.
-        """
-        part: Any
-        again = functools.partial(checkpoint, **{"use_reentrant": False, **(gradient_checkpointing_kwargs or {})})
-        for name, part in self.items():
-            if not getattr(part, "_supports_gradient_checkpointing", False):
-                raise ValueError(
-                    f"{name} is a {type(part).__name__}, which has no gradient checkpointing: train without it, by "
-                    "gradient_checkpointing=False; a LoRA, fewer frames or a smaller picture save memory too"
-                )
-            part.enable_gradient_checkpointing(again)
-
-    def activation_checkpointing_enable(
-        self,
-        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
-        every_n_layers: int = 1,
-        offload: bool = False,
-    ) -> None:
-        """The same, by the name that transformers gives it now.
-
-        Raises:
-            ValueError: A denoiser cannot, or is asked to choose its layers or to offload: diffusers takes all, and
-                keeps them where they are.
-        """
-        if every_n_layers != 1 or offload:
-            raise ValueError("diffusers checkpoints all layers, in place: leave every_n_layers and offload out")
-        self.gradient_checkpointing_enable(activation_checkpointing_kwargs)
-
-    def gradient_checkpointing_disable(self) -> None:
-        part: Any
-        for part in self.values():
-            part.disable_gradient_checkpointing()
 
 
 class TrainedWeights:
@@ -172,7 +111,7 @@ class TrainedWeights:
             if self.kind == "lora":
                 adapters.save_adapter(self.pipe, name, part, folder, states[name])
             else:
-                _save_whole(part, folder / name, states[name])
+                save_whole(part, folder / name, states[name])
         unfinished = folder / f"{FACTS}.part"
         unfinished.write_text(json.dumps(self._facts(), indent=2) + "\n", encoding="utf-8")
         unfinished.replace(folder / FACTS)
@@ -246,7 +185,7 @@ class TrainedWeights:
                 place = adapters.place_of(self.pipe, name, part)
                 state, here = adapters.read_adapter(folder / place.file, place.prefix), adapters.adapter_state(part)
             else:
-                state, here = _read_whole(folder / name), part.state_dict()
+                state, here = read_whole(folder / name), part.state_dict()
             _check_shapes(folder, name, state, here)
             states[name] = state
         return states
@@ -299,27 +238,6 @@ def _of_component(name: str, part: nn.Module, state_dict: Mapping[str, Tensor]) 
             "of `module`, gathered from all processes and unwrapped"
         )
     return state
-
-
-def _save_whole(part: Any, folder: Path, state: Mapping[str, Tensor] | None) -> None:
-    from huggingface_hub import save_torch_state_dict
-
-    folder.mkdir(parents=True, exist_ok=True)
-    part.save_config(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config.pop("_name_or_path", None)  # a folder of the machine
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    state = dict(part.state_dict() if state is None else state)
-    save_torch_state_dict(state, folder, filename_pattern=_PATTERN, max_shard_size=MAX_SHARD)
-
-
-def _read_whole(folder: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    files = {_PATTERN.format(suffix="")}
-    if (folder / _INDEX).is_file():
-        files = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-    return {key: value for file in sorted(files) for key, value in load_file(folder / file).items()}
 
 
 def _check_shapes(folder: Path, name: str, state: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> None:
