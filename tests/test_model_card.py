@@ -166,6 +166,8 @@ def test_no_folder_of_this_machine(folder, base):
     text = model_card(facts, folder, "me/mine").text
     assert 'from_pretrained("mine")' in text and "`mine` was a folder on the machine of the training" in text
     assert "base_model" not in metadata(text)
+    lost = model_card(facts, folder, "me/mine", metadata={"base_model_relation": "adapter"}).text
+    assert "base_model_relation" not in metadata(lost)  # of what?
     cached = "/x/hub/models--Wan-AI--Wan2.1-T2V/snapshots/0123"
     assert plain(base_model=cached, base_is_hub=False).published().base_model == "Wan-AI/Wan2.1-T2V"
 
@@ -271,8 +273,8 @@ def test_the_curve_draws_what_there_is():
     parts = [row | {"eval_loss_t250": 7.0} for row in small]
     assert loss_curve([], parts) == loss_curve([], small)
     # Beside losses, what is no loss has other units; names that the font or mathematics would break do not.
-    two = [{"step": step, "loss 猫 $x_": 1.0, "seconds": step} for step in range(3)]
-    assert loss_curve([], two) == loss_curve([], [{"step": row["step"], "loss 猫 $x_": 1.0} for row in two])
+    two = [{"step": step, "loss 猫 $x_$": 1.0, "seconds": step} for step in range(3)]
+    assert loss_curve([], two) == loss_curve([], [{"step": row["step"], "loss 猫 $x_$": 1.0} for row in two])
 
 
 def test_measures_have_names():
