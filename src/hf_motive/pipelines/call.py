@@ -66,7 +66,8 @@ def observe(
         decoded: Returned by `vae.decode`, and the call goes on to where the pipeline turns the video into pixels.
         recall: Of the frozen parts, what they answer or have answered before.
         to_denoiser: Stop before the first denoiser runs.
-        device: Where the pipeline runs. None: it is asked, which takes a while.
+        device: Where the pipeline runs, if that is known. It is asked otherwise, and the pipeline asks itself, which
+            takes as long as some small things that it does.
 
     Raises:
         PipelineError: The pipeline returned without passing the doors, or denoises in more than one round.
@@ -75,7 +76,13 @@ def observe(
     with ExitStack() as stack:
         doors = Doors(pipeline, seen, stack)
         stack.enter_context(_restored(pipeline))
-        device = device or torch.device(pipeline._execution_device)
+        if device is None:
+            device = torch.device(pipeline._execution_device)
+        elif not isinstance(pipeline, ModularPipeline):
+            kind: Any = type(pipeline)
+            stack.callback(setattr, pipeline, "__class__", kind)
+            vars(pipeline)["_runs_on"] = device
+            pipeline.__class__ = _settled(kind)
         stack.enter_context(seeded(device, seed))
         stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
         if isinstance(pipeline, ModularPipeline):
@@ -127,6 +134,13 @@ def call_parameters(pipeline: Any) -> Mapping[str, inspect.Parameter]:
 @functools.lru_cache
 def _signature(call: Callable) -> Mapping[str, inspect.Parameter]:
     return {name: part for name, part in inspect.signature(call).parameters.items() if name != "self"}
+
+
+@functools.lru_cache
+def _settled(kind: Any) -> type:
+    """A class of pipelines that know where they run: each call asks, and looks through all modules for the answer."""
+    known = {"_execution_device": property(lambda self: vars(self)["_runs_on"]), "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), known)
 
 
 @contextmanager

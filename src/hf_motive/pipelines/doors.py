@@ -60,7 +60,8 @@ class Doors:
             functools.partial(self._on_schedule, slice_schedule, guiders),
             functools.partial(self._on_step, steps, hand_on),
         )
-        scheduler.__class__ = _watched_scheduler(type(scheduler))
+        kind: Any = type(scheduler)
+        scheduler.__class__ = _watched_scheduler(kind)
         # A component of its own for a second stream follows the clip's schedule: training noises both alike.
         own = vars(self.pipeline)
         second = [name for name, part in own.items() if isinstance(part, SchedulerMixin) and name != "scheduler"]
@@ -146,8 +147,9 @@ class Doors:
                 self._replace(block, "_progress_bar_config", {"disable": True})
             if not getattr(block, "sub_blocks", None):
                 self._replace(block, "_watch", watch)
-                self.stack.callback(setattr, block, "__class__", type(block))
-                block.__class__ = _watched_block(type(block))
+                kind: Any = type(block)
+                self.stack.callback(setattr, block, "__class__", kind)
+                block.__class__ = _watched_block(kind)
 
     def _left_behind(
         self,

@@ -38,6 +38,7 @@ class Learnt:
         covered: bool, like the result of `prepare_latents`: what stands for the clip, and is denoised. The rest
             (padding, conditioned frames, reference tokens) keeps the pipeline's own values and is out of the loss.
         companions: What is denoised beside the clip.
+        runs_on, rests_on: Devices: of its calls, and of its denoiser between them.
         contrast, brightness: (3,), what the pipeline does to each channel that its VAE decodes, to show pixels in
             [-1, 1].
     """
@@ -49,6 +50,8 @@ class Learnt:
     map: LatentMap
     covered: Tensor
     companions: Companions
+    runs_on: torch.device
+    rests_on: torch.device
     contrast: Tensor
     brightness: Tensor
 
@@ -59,12 +62,11 @@ class Learnt:
 
     def observe(self, arguments: dict[str, Any], position: int, **options: Any) -> Observation:
         """One call at a position of the schedule."""
-        denoiser, device = next(iter(self.call.keywords["denoisers"].values())), self.covered.device
-        moved = next(denoiser.parameters()).device != device  # since it was learnt, or from call to call
+        unmoved = _device_of(self.call.keywords["denoisers"]) == self.rests_on
         return self.call(
             arguments,
             slice_schedule=lambda s: self.schedule.slice(s, position),
-            device=None if moved else device,
+            device=self.runs_on if unmoved else None,
             **options,
         )
 
@@ -175,7 +177,8 @@ def learn(
     companions = Companions(pipeline, spread=max(1.0, schedule.noise_kernel(0)[1]))
     everything = torch.ones(shape, dtype=torch.bool)
     shown = _pixels_shown(pipeline, follow, conditioning, latents.frame_wise)
-    learnt = Learnt(pipeline, call, schedule, parts, latents, everything, companions, *shown)
+    devices = torch.device(pipeline._execution_device), _device_of(denoisers)
+    learnt = Learnt(pipeline, call, schedule, parts, latents, everything, companions, *devices, *shown)
     stepped, learnt.covered = _denoised(learnt, arguments, first, position=0)
     if not arrive.is_pure(learnt.covered):
         raise PipelineError(
@@ -299,6 +302,10 @@ def _pixels_shown(
     if not (contrast > 0).all():
         raise PipelineError(pipeline, "how it turns what its VAE decodes into pixels is not understood.")
     return contrast, brightness
+
+
+def _device_of(denoisers: Mapping[str, nn.Module]) -> torch.device:
+    return next(next(iter(denoisers.values())).parameters()).device
 
 
 def _not_followed(pipeline: Any, door: str, reason: str) -> PipelineError:
