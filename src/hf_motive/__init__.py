@@ -22,6 +22,10 @@ _EXPORTS = {
     "Fastfood": "projection",
     "GradientIndex": "index",
     "MotiveAttributor": "attributor",
+    "add_encodings": "encodings",
+    "ClipEncoder": "encodings",
+    "MotiveTrainer": "training",
+    "MotiveTrainingArguments": "training",
 }
 
 __all__ = ["__version__", *_EXPORTS]
