@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from hf_motive.training.sharding import blocks
+
 
 class Denoisers(nn.ModuleDict):
     """The denoisers that are trained, by the names of their components.
@@ -19,6 +21,11 @@ class Denoisers(nn.ModuleDict):
 
     def forward(self, task: Callable[[], Any]) -> Any:
         return task()
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """By which Accelerate shards a model, block by block."""
+        return sorted({name for part in self.values() for name in blocks(part)})
 
     @property
     def is_gradient_checkpointing(self) -> bool:

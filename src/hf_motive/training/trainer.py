@@ -40,6 +40,7 @@ from .compare import Comparison, compare
 from .draws import DrawOrder, Draws
 from .plan import check_plan, write_plan
 from .samples import Sampler
+from .sharding import check_sharding, gathered, sharded_by
 from .staleness import check_scores
 from .validation import clip_losses, summary
 from .weights import TrainedWeights
@@ -139,6 +140,7 @@ class MotiveTrainer(Trainer):
                 "the pipeline is in float16, whose gradients vanish: load it in bfloat16, or say fp16=True"
             )
         self.weights = TrainedWeights(pipe, denoiser=args.denoiser, peft_config=peft_config)
+        check_sharding(args, self.weights.names)
         self._encoder = ClipEncoder(
             self.step,
             standard,
@@ -288,7 +290,7 @@ class MotiveTrainer(Trainer):
         if self.args.world_size > 1:
             named = gather_object(named)
         kept = ""
-        if self.args.save_strategy != "no" and not self._is_sharded:
+        if self.args.save_strategy != "no" and not self.is_deepspeed_enabled:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             if not folder.exists():
                 self._save_checkpoint(self.model, trial=None)
@@ -340,15 +342,16 @@ class MotiveTrainer(Trainer):
         if clips is None:
             raise ValueError("there is nothing to evaluate on: give eval_dataset=, rows with a video and a caption")
         started, state = time.time(), self.args
-        share = 1 if self._is_sharded else state.world_size
-        rows = range(0 if share == 1 else state.process_index, len(clips), share)
+        rows = range(state.process_index, len(clips), state.world_size)
+        turns = math.ceil(len(clips) / state.world_size) if self._is_sharded else len(rows)  # all must ask as often
         found = []
         with self._as_saved(), self._precision():
-            for row in rows:
+            for turn in range(turns):
+                row = rows[turn] if turn < len(rows) else 0
                 clip = clips[0, row]
                 task = partial(clip_losses, self.step, clip, state.eval_timesteps, state.seed)
                 found.append((row, self._ask(task).tolist()))
-        every = sorted(gather_object(found)) if share > 1 else found
+        every = sorted((gather_object if state.world_size > 1 else list)(found[: len(rows)]))
         losses = torch.tensor([losses for _, losses in every])
         metrics = summary(losses, state.eval_timesteps, metric_key_prefix)
         metrics |= speed_metrics(metric_key_prefix, started, num_samples=len(clips))
@@ -398,24 +401,31 @@ class MotiveTrainer(Trainer):
             output_dir: None for the output folder.
         """
         if _internal_call:  # a checkpoint, from which the training goes on
-            super().save_model(output_dir, _internal_call=True)
+            self._save_weights(output_dir)
             if self.averaging is not None:
                 self.averaging.save(output_dir)
             if self.args.should_save:
                 write_plan(output_dir, self.plan)
             return
         with self._as_saved():
-            super().save_model(output_dir, _internal_call=True)
+            self._save_weights(output_dir)
             if self.args.should_save and self.args.save_pipeline and self.weights.kind == "full":
                 self.pipe.save_pretrained(output_dir or self.args.output_dir)
         if self.args.should_save:
             self.create_model_card(folder=output_dir)
         self.accelerator.wait_for_everyone()
 
+    def _save_weights(self, output_dir: str | None) -> None:
+        Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)  # each process may write into it
+        if self.is_fsdp_enabled:
+            whole = gathered(self.model, trained=self.weights.kind == "lora", keep=self.args.should_save)
+            self._save(output_dir, state_dict=whole)
+        else:
+            super().save_model(output_dir, _internal_call=True)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save:
-            folder.mkdir(parents=True, exist_ok=True)
             self.weights.save(folder, state_dict=state_dict)
 
     def how_to_load(self, where: str | None = None) -> str:
@@ -441,23 +451,38 @@ class MotiveTrainer(Trainer):
             "timestep_sampling": args.timestep_sampling,
             "caption_dropout": args.caption_dropout,
             "motion_weighted": args.motion_weighted,
+            "sharded by": sharded_by(args),  # and so is the optimizer's state
         }
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_plan(resume_from_checkpoint, self.plan)
-        self.weights.check(resume_from_checkpoint)
-        if self._is_sharded:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.weights.load(resume_from_checkpoint)
+        self.weights.load(resume_from_checkpoint)
         if self.averaging is not None:
             self.averaging.load(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        if self._is_sharded:
+        if self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        from accelerate.utils import save_fsdp_optimizer
+
+        plugin = self.accelerator.state.fsdp_plugin  # Trainer would write all weights once more with it
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.is_deepspeed_enabled:  # which has loaded the weights by itself
+            check_plan(checkpoint, self.plan)
+            if self.averaging is not None:
+                self.averaging.load(checkpoint)
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     # -- what is published -----------------------------------------------------------------------------------------
 

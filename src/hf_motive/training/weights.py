@@ -18,6 +18,7 @@ from hf_motive.pipelines.step import find_denoisers
 from hf_motive.training import adapters
 from hf_motive.training.denoisers import Denoisers
 from hf_motive.training.loading import how_to_load
+from hf_motive.training.sharding import as_placed
 from hf_motive.training.whole import read_whole, save_whole
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ class TrainedWeights:
             else:
                 state, here = read_whole(folder / name), part.state_dict()
             _check_shapes(folder, name, state, here)
-            states[name] = state
+            states[name] = {key: as_placed(value, here[key]) for key, value in state.items()}
         return states
 
 
