@@ -116,7 +116,6 @@ class Averaging(TrainerCallback):
         if self._swapped or self._model is None:
             yield
             return
-        self._scatter()
         model, parameters = self._model, self._local()
         self._follow(model, parameters)
         before = [parameter.detach().clone() for parameter in parameters.values()]
@@ -225,6 +224,7 @@ class Averaging(TrainerCallback):
     # ----------------------------------------------------------------------------------------------------- parameters
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        self._scatter()
         named = self._parameters.named_parameters() if isinstance(self._parameters, nn.Module) else self._parameters()
         return ((name, parameter) for name, parameter in named if parameter.requires_grad)
 
@@ -246,7 +246,7 @@ class Averaging(TrainerCallback):
         return local
 
     def _scatter(self) -> None:
-        """FSDP leaves its outermost module gathered after a forward pass: it would be used once more as it is."""
+        """FSDP leaves its outermost module gathered after a forward pass, and would use it once more as it is."""
         for module in self._parameters.modules() if isinstance(self._parameters, nn.Module) else ():
             if isinstance(module, FSDPModule):
                 module.reshard()

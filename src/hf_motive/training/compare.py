@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import logging
 import math
+import textwrap
 from fractions import Fraction
 from os.path import relpath
 from pathlib import Path
@@ -152,7 +153,8 @@ def _fps(path: Path) -> float:
 
 
 def _frames(sample: Sample, file: Path) -> Strip:
-    return Strip(thumbnails(str(file), seconds=math.inf), sample.caption, f"seed {sample.seed}")
+    first, *rest = textwrap.wrap(sample.caption, 44) or [""]  # so many fit into a line
+    return Strip(thumbnails(str(file), seconds=math.inf), first, " ".join(rest))
 
 
 def _page(samples: list[Sample]) -> str:

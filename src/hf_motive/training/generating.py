@@ -107,7 +107,7 @@ def _precisely(method: Callable[..., Any], device: torch.device) -> Callable[...
     @functools.wraps(method)
     def precise(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast(device.type, enabled=False):
-            return method(tensor.float(), *args, **kwargs)
+            return method(tensor.float(), *args, **kwargs)  # every pipeline gives it first, and by place
 
     return precise
 
