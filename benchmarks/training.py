@@ -14,6 +14,7 @@ the turns' ratios to `by hand`.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
@@ -60,7 +61,8 @@ class Loop:
         self.trainer = trainer
         self.parameters = [p for p in trainer.weights.module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, weight_decay=0.0)
-        self.draws = iter(trainer._get_train_sampler())
+        rows = len(trainer.train_dataset)
+        self.draws = ((draw, draw % rows) for draw in itertools.count())
         self.loss = self._by_hand if by_hand else trainer.clip_loss
         with torch.no_grad():
             text = {

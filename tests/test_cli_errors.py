@@ -33,7 +33,7 @@ def test_our_own_faults_keep_their_traceback():
         (["select", "run", "--output", "x", "--drop_wrst", "1"], r"--drop_wrst \(did you mean --drop_worst\?\)"),
         (["select", "run", "--config", "a.yaml", "--config", "b.yaml"], "one YAML file at a time"),
         (["select", "run", "--config", "broken.yaml"], "error: (.|\n)*in .broken.yaml., line 1"),
-        (["choose"], "no command 'choose'; the commands are score, select, push, inspect"),
+        (["choose"], "no command 'choose'; the commands are score, select, train, push, inspect"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(arguments, said, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,7 @@ def facts(trainer: MotiveTrainer) -> ModelFacts:
         samples=trainer.compared.samples if trainer.compared else [],
         pictures=trainer.compared.strip if trainer.compared else None,
         license=trainer.license,
+        versions={name: version(name) for name in ("hf-motive", "torch", "diffusers", "transformers", "peft")},
     )
 
 
