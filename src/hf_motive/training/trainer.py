@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, set_seed
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import speed_metrics
 
@@ -139,6 +139,7 @@ class MotiveTrainer(Trainer):
             raise ValueError(
                 "the pipeline is in float16, whose gradients vanish: load it in bfloat16, or say fp16=True"
             )
+        set_seed(args.seed)  # a LoRA is drawn: the same on every process, and in every run
         self.weights = TrainedWeights(pipe, denoiser=args.denoiser, peft_config=peft_config)
         check_sharding(args, self.weights.names)
         self._encoder = ClipEncoder(
