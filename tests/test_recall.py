@@ -9,17 +9,20 @@ import json
 import logging
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from PIL import Image
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_motive.pipelines import PipelineError, PipelineStep, recall
 from hf_motive.pipelines.answers import Answer, Unread, built, kept
+from hf_motive.pipelines.questions import question_of
 from hf_motive.pipelines.recall import dump, load
 from tests.families.common import example_pixels
 from tests.families.compare import pipeline_step
@@ -180,9 +183,11 @@ class Unspeakable(SpeakingPipeline):
 
 
 @pytest.mark.parametrize("cls", [Draws, Remembers, Changes, Unspeakable])
-def test_what_does_more_than_answer_is_asked_each_time_and_what_it_asks_is_not(cls):
+def test_what_does_more_than_answer_is_asked_each_time_and_what_it_asks_is_not(cls, caplog):
     step = speaking(cls)
-    answers = step.answers(CAPTION)
+    with caplog.at_level(logging.WARNING):
+        answers = step.answers(CAPTION)
+    assert not caplog.records, "it is seen at once, and not by its consequences"
     assert doors(answers) == {"text_encoder"}
     assert same(step, answers) == set()
     assert same(step, answers, seed=5) == set()
@@ -308,6 +313,22 @@ class Overwrites(SpeakingPipeline):
         latents = latents + 0.1 * said.view(1, -1, 1, 1, 1)
         said.zero_()
         return self.transformer(latents, t)
+
+
+def test_questions_are_told_apart():
+    image = Image.new("P", (2, 2))
+    other = image.copy()
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    other.putpalette([9, 9, 9, 255, 0, 0])
+    half, generator = torch.zeros(2, dtype=torch.bfloat16), torch.Generator()
+    asked = ["a", "b", image, other, torch.zeros(2), half, np.zeros(2), torch.float16, 1, 1.0, True, None, ["a", 1]]
+    found = [question_of("door", (value,), {}) for value in asked]
+    assert len(set(found)) == len(asked)
+    assert found == [question_of("door", (value,), {"device": "cuda"}) for value in asked]
+    assert question_of("door", (CPU, {"a": 1}), {}) == question_of("door", (generator, {"a": 1}), {})
+    assert question_of("door", ("a",), {}) != question_of("another", ("a",), {})
+    for unknown in (object(), np.array([object()]), torch.zeros(2, device="meta"), [lambda: None]):
+        assert question_of("door", (unknown,), {}) is None
 
 
 # ------------------------------------------------------------------------------------------------ written and read

@@ -112,7 +112,11 @@ def _plain(value: Any) -> Any:
         if value.is_meta or value.layout != torch.strided:
             raise Unwritable(type(value).__name__)
         return value
-    if isinstance(value, (np.ndarray, Image.Image)):
+    if isinstance(value, Image.Image):
+        return value.convert("RGBA") if value.mode == "P" else value  # whose palette is not among its bytes
+    if isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            raise Unwritable(str(value.dtype))
         return value
     if isinstance(value, (torch.device, torch.Generator)):
         return None
