@@ -82,15 +82,11 @@ def curate(told: CurateArguments) -> MotiveTrainer:
     index = attributor.index(corpus, output / "index")
     scored = attributor.influence(corpus, index, asked, fraction=told.fraction)
 
-    # 3. Select.
-    chosen = best(scored, told.fraction)
-    if state.is_main_process:
-        print(f"Chosen: {len(chosen)} of {len(scored)} clips. The first: {'; '.join(chosen['caption'][:3])}")
-
-    # 4. Fine-tune, with samples and the validation loss before and after.
+    # 3. Select and fine-tune, with samples and the validation loss before and after.
     arguments = MotiveTrainingArguments(
         str(output / "model"),
         **clip,
+        fraction=told.fraction,
         num_train_epochs=told.times,
         per_device_train_batch_size=told.batch,
         learning_rate=told.learning_rate,
@@ -106,24 +102,24 @@ def curate(told: CurateArguments) -> MotiveTrainer:
     trainer = MotiveTrainer(
         pipe,
         arguments,
-        chosen,
+        scored,
         held_out,
         peft_config=lora,
         base_model=told.pipeline,
         corpus=told.corpus,
         curated_dataset=f"{told.hub_id}-clips" if told.hub_id else None,
     )
-    trainer.selection = f"The best {told.fraction:.0%} by influence: {len(chosen)} of {len(scored)} clips."
     if state.is_main_process:
         print(describe(trainer), flush=True)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(arguments.output_dir))
     trainer.save_model()
 
-    # 5. Publish.
+    # 4. Publish.
     if told.hub_id:
         trainer.args.hub_model_id = told.hub_id
         if state.is_main_process:
-            print(push_dataset(chosen, f"{told.hub_id}-clips", index=index, whole=scored, selection=trainer.selection))
+            chosen, why = best(scored, told.fraction), trainer.selection
+            print(push_dataset(chosen, f"{told.hub_id}-clips", index=index, whole=scored, selection=why))
         url = trainer.push_to_hub()
         if state.is_main_process:
             print(url)

@@ -297,7 +297,9 @@ def test_two_selections_can_be_trained_at_equal_cost(made, fraction):
     trainer = made(fraction=fraction, max_steps=-1, clips_seen=13, per_device_train_batch_size=2)
     trainer.train()
     assert trainer.state.global_step == 7
-    assert trainer.state.log_history[-1]["clips_seen"] == 14
+    last = trainer.state.log_history[-1]
+    assert last["clips_seen"] == 14
+    assert last["epoch"] == pytest.approx(14 / len(trainer.train_dataset))
     told = facts(trainer).training
     assert told["optimizer steps"] == 7 and told["clips seen"] == 14
 
@@ -452,7 +454,7 @@ def test_what_was_learnt_is_what_is_loaded_and_shown(made, held_out, tmp_path):
         trainer={"peft_config": lora, "base_model": str(base), "corpus": "me/clips", "license": "apache-2.0"},
         **settings,
     )
-    assert "on 2 clips (The best 0.4 by influence_rank" in describe(trainer)
+    assert "on 2 clips (The best 40 % by influence_rank" in describe(trainer)
     trainer.train()
     trainer.evaluate()
     trainer.save_model()
@@ -463,7 +465,7 @@ def test_what_was_learnt_is_what_is_loaded_and_shown(made, held_out, tmp_path):
     assert (before - after).abs().max() > 0.05
     assert (output / "samples" / "compare" / "index.html").exists()
     card = (output / "README.md").read_text()
-    assert "- lora" in card and "The best 0.4" in card and "me/clips" in card
+    assert "- lora" in card and "The best 40 %" in card and "me/clips" in card
     assert str(tmp_path) not in card
     said = report(trainer)
     assert "Validation loss, motion-weighted" in said and f"hf-motive push {output}" in said

@@ -113,7 +113,7 @@ def choose(
             raise ValueError(_unscored(arguments.select_by, dataset))
         scored = len(best(dataset, 1.0, by=arguments.select_by))
         chosen = best(dataset, arguments.fraction or 1.0, count=arguments.count, by=arguments.select_by)
-        share = f"best {arguments.fraction:.3g}" if arguments.fraction is not None else f"best {arguments.count}"
+        share = f"best {arguments.count}" if arguments.fraction is None else f"best {100 * arguments.fraction:g} %"
         sentence = f"The {share} by {arguments.select_by}: {len(chosen)} of the {scored} clips with this score."
     else:
         return dataset, None

@@ -222,8 +222,12 @@ class MotiveTrainer(Trainer):
     ) -> Any:
         """The mean loss of a batch's clips."""
         clips: list[Clip] = inputs["clips"]
-        with self._precision():
-            losses = model(lambda: torch.stack([self.clip_loss(clip) for clip in clips]))
+
+        def each_loss() -> Tensor:
+            with self._precision():  # in here, for a wrapper may have put an end to what was outside of it
+                return torch.stack([self.clip_loss(clip) for clip in clips])
+
+        losses = model(each_loss)
         self._of_this_step += clips
         self._check_finite(losses.detach())
         loss = losses.mean()
@@ -275,7 +279,9 @@ class MotiveTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         # A scaler of float16 meets infinite gradients now and then, and skips the step itself.
-        if self.accelerator.scaler is None and not math.isfinite(float(norm)):
+        # And DeepSpeed has stepped already, and has a norm only where it did.
+        known = norm is not None and self.accelerator.scaler is None
+        if known and not math.isfinite(float(norm)):
             self._stop(f"the gradient is not finite at step {self.state.global_step + 1}")
         self._of_this_step.clear()
         return norm
@@ -321,7 +327,12 @@ class MotiveTrainer(Trainer):
 
     def _ask(self, task: Callable[[], T]) -> T:
         """Do what asks the denoiser, inside the wrapper's forward where its weights come together only there."""
-        return self.model_wrapped(task) if self._is_sharded else task()
+
+        def precisely() -> T:
+            with self._precision():
+                return task()
+
+        return self.model_wrapped(precisely) if self._is_sharded else precisely()
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -346,7 +357,7 @@ class MotiveTrainer(Trainer):
         rows = range(state.process_index, len(clips), state.world_size)
         turns = math.ceil(len(clips) / state.world_size) if self._is_sharded else len(rows)  # all must ask as often
         found = []
-        with self._as_saved(), self._precision():
+        with self._as_saved():
             for turn in range(turns):
                 row = rows[turn] if turn < len(rows) else 0
                 clip = clips[0, row]
@@ -371,7 +382,7 @@ class MotiveTrainer(Trainer):
             return None
         folder = Path(self.args.output_dir) / "samples" / f"step-{self.state.global_step:06d}"
         if self._is_sharded or self.args.should_save:
-            with self._as_saved(), self._precision():
+            with self._as_saved():
                 where = folder if self.args.should_save else None
                 self._ask(partial(self.sampler.write, where, captions, examples))
         self.accelerator.wait_for_everyone()
@@ -390,7 +401,9 @@ class MotiveTrainer(Trainer):
         return captions[:count], [clip.example for clip in shown]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        logs["clips_seen"] = self.state.global_step * self.clips_a_step
+        logs["clips_seen"] = seen = self.state.global_step * self.clips_a_step
+        if self.state.epoch is not None:  # Trainer's are whole steps, and a little longer than the clips
+            self.state.epoch = seen / len(self.train_dataset)
         super().log(logs, start_time)
 
     # -- what is saved ---------------------------------------------------------------------------------------------
@@ -411,10 +424,21 @@ class MotiveTrainer(Trainer):
         with self._as_saved():
             self._save_weights(output_dir)
             if self.args.should_save and self.args.save_pipeline and self.weights.kind == "full":
-                self.pipe.save_pretrained(output_dir or self.args.output_dir)
+                self._save_pipeline(output_dir or self.args.output_dir)
         if self.args.should_save:
             self.create_model_card(folder=output_dir)
         self.accelerator.wait_for_everyone()
+
+    def _save_pipeline(self, folder: str) -> None:
+        """What else the pipeline has, beside the denoisers that `_save_weights` has put together and written."""
+        parts = [vars(part) for part in self.weights.module.values()]
+        try:
+            for part in parts:
+                part["save_pretrained"] = lambda *_, **__: None
+            self.pipe.save_pretrained(folder)
+        finally:
+            for part in parts:
+                part.pop("save_pretrained", None)
 
     def _save_weights(self, output_dir: str | None) -> None:
         Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)  # each process may write into it
