@@ -72,8 +72,18 @@ def test_guidance_steps_and_seed_change_the_clip(wan):
     assert torch.equal(clips[0], Sampler(wan, steps=3, guidance=5.0).clip("a red ball"))  # the pipeline's default
 
 
-#: Conditioning by the clip, by rows, two experts, guidance by an embedded scale, by a guider, frames not in a list.
-KINDS = ("wan2.1-i2v", "wan2.2-a14b", "wan2.1-vace", "framepack", "wan2.1-modular", "latte", "cosmos3-text")
+#: Conditioning by the clip, by rows, two experts, guidance by an embedded scale, by a guider, frames not in a list,
+#: noise from the global generator.
+KINDS = (
+    "wan2.1-i2v",
+    "wan2.2-a14b",
+    "wan2.1-vace",
+    "framepack",
+    "wan2.1-modular",
+    "latte",
+    "cosmos3-text",
+    "i2vgen-xl",
+)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -86,6 +96,7 @@ def test_every_kind_of_pipeline_generates_and_is_left_as_it_was(name):
         next(denoiser.children()).eval()  # a part that is kept out of training
     modes = [module.training for denoiser in step.denoisers.values() for module in denoiser.modules()]
     kept = {key: value for key, value in vars(pipe).items() if key in ("scheduler", "guider", "_progress_bar_config")}
+    scheduler = {key: value for key, value in vars(pipe.scheduler).items() if isinstance(value, int | torch.Tensor)}
     noise, state = step.noise(0), torch.get_rng_state()
     latents = step.encode(row["pixels"])
     loss = step.loss(latents, "a red ball", noise=noise, timestep=600, example=row).loss
@@ -94,12 +105,14 @@ def test_every_kind_of_pipeline_generates_and_is_left_as_it_was(name):
     variant = variants()[name]
     assert clip.shape == (variant.num_frames, 3, variant.height, variant.width)
     assert clip.std() > 0.01 and clip.abs().max() <= 1
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(1)
     assert torch.equal(clip, sampler.clip("a red ball", row))
     assert not torch.equal(clip, Sampler(step, steps=2, guidance=1.5).clip("a red ball", row))
 
-    assert torch.equal(state, torch.get_rng_state())
     assert modes == [module.training for denoiser in step.denoisers.values() for module in denoiser.modules()]
     assert all(vars(pipe).get(key) is value for key, value in kept.items())
+    assert all(getattr(pipe.scheduler, key) is value for key, value in scheduler.items())
     again = step.loss(latents, "a red ball", noise=noise, timestep=600, example=row).loss
     assert torch.equal(loss, again)
 
@@ -264,10 +277,12 @@ def test_a_comparison_shows_both_sides(tmp_path):
 
 
 def test_clips_of_other_sizes_stand_side_by_side():
-    both = side_by_side(-torch.ones(2, 3, 30, 41), -torch.ones(3, 3, 50, 40))
+    grey = torch.zeros(1, 3, 30, 41)
+    both = side_by_side(torch.cat([grey, grey - 1]), -torch.ones(3, 3, 50, 40))
     assert both.shape[0] == 3 and both.shape[2] % 2 == both.shape[3] % 2 == 0
     times = 6  # 50 · 6 = 300 >= 256
-    assert (both[:, :, 36 : 36 + 30 * times, : 41 * times] == -1).all()  # the last frame of the shorter stays
+    half = both[:, :, 36 : 36 + 30 * times, : 41 * times]
+    assert (half[0] == 0).all() and (half[1:] == -1).all()  # the last frame of the shorter stays
     assert (both[:, :, 36 + 30 * times :, : 41 * times] == 1).all()
     assert (both[:, :, :36] < 0).any()  # the labels
     large = side_by_side(torch.zeros(1, 3, 480, 832), torch.zeros(1, 3, 480, 832))
