@@ -149,7 +149,7 @@ def train(arguments: TrainArguments, training: MotiveTrainingArguments, model: P
     return trainer
 
 
-def load_scored_clips(source: str, split: str, columns: dict[str, str]) -> Dataset:
+def load_scored_clips(source: str, split: str, columns: dict[str, Any]) -> Dataset:
     """The folder of a scoring, or clips in any other form, as a dataset on disk.
 
     Raises:

@@ -40,7 +40,7 @@ def report(trainer: MotiveTrainer) -> str:
                 f"Validation loss, {meaning}: {first[name]:.5g} at step {first['step']}, {last[name]:.5g} at step "
                 f"{last['step']} ({change:+.2%})"
             )
-    page = Path(args.output_dir) / "samples" / "compare" / "index.html"
+    page = trainer.output / "samples" / "compare" / "index.html"
     if page.exists():
         lines.append(f"Before and after, side by side: {page}")
     lines += [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import Sampler
@@ -52,7 +52,7 @@ class Draws:
         caption_dropout: float = 0.0,
     ):
         self.seed, self.positions, self.caption_dropout = seed, positions, caption_dropout
-        self._density = {
+        self._density: dict[str, Any] = {
             "weighting_scheme": density,
             "logit_mean": logit_mean,
             "logit_std": logit_std,

@@ -17,12 +17,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from transformers import Trainer, set_seed
+from transformers import set_seed
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import speed_metrics
 
@@ -32,16 +32,16 @@ from ..encodings import ClipEncoder
 from ..errors import NonFiniteError
 from ..motion import DISFlow, MotionEstimator, MotionWeight
 from ..pipelines import PipelineStep
-from .account import facts
+from . import account
 from .arguments import MotiveTrainingArguments
 from .averages import Averaging
 from .clips import Clip, TrainingClips, choose, collate, usable
 from .compare import Comparison, compare
 from .draws import DrawOrder, Draws
-from .plan import check_plan, write_plan
 from .samples import Sampler
-from .sharding import check_sharding, gathered, sharded_by
-from .staleness import check_scores
+from .saving import DiffusersTrainer
+from .sharding import check_sharding, sharded_by
+from .staleness import check_scores, digests_of
 from .validation import clip_losses, summary
 from .weights import TrainedWeights
 
@@ -50,12 +50,14 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from torch import Tensor, nn
 
+    from ..hub import ModelFacts
+
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 
-class MotiveTrainer(Trainer):
+class MotiveTrainer(DiffusersTrainer):
     """Fine-tune a pipeline on the clips that its influence columns recommend, or on all.
 
     The loss is the pipeline's own, by `PipelineStep`; the clips' latents and text embeddings are computed once and
@@ -90,6 +92,8 @@ class MotiveTrainer(Trainer):
         >>> trainer.push_to_hub()
     """
 
+    train_dataset: TrainingClips
+
     def __init__(
         self,
         pipe: Any,
@@ -118,7 +122,8 @@ class MotiveTrainer(Trainer):
         if args.n_gpu > 1:
             logger.warning("one of %d GPUs is used: start by `accelerate launch` to use all of them", args.n_gpu)
             args._n_gpu = 1
-        self.args, self.columns = args, {"video_column": video_column, "caption_column": caption_column}
+        self.args = args
+        self.columns: dict[str, Any] = {"video_column": video_column, "caption_column": caption_column}
         self.pipe = pipe.to(args.device)
         self.base_model = base_model or str(getattr(pipe, "_name_or_path", "") or pipe.config.get("_name_or_path", ""))
         self.corpus, self.curated_dataset, self.license = corpus, curated_dataset, license
@@ -134,7 +139,7 @@ class MotiveTrainer(Trainer):
             call_kwargs=call_kwargs,
             example=example,
         )
-        self._loaded_dtype = next(iter(self.step.denoisers.values())).dtype
+        self._loaded_dtype: Any = next(iter(self.step.denoisers.values())).dtype
         if self._loaded_dtype == torch.float16 and not args.fp16:
             raise ValueError(
                 "the pipeline is in float16, whose gradients vanish: load it in bfloat16, or say fp16=True"
@@ -151,7 +156,7 @@ class MotiveTrainer(Trainer):
         )
         self._encoder.digest  # noqa: B018  once for all that is encoded
         chosen, self.selection = self._choose(train_dataset, select)
-        self.scores = _digests(chosen)
+        self.scores = digests_of(chosen)
         self.clips_of = len(train_dataset)
         encoded = self._encoded(chosen, "training clips", masks=args.motion_weighted)
         clips = self._clips(_moving(encoded) if args.motion_weighted else encoded)
@@ -178,7 +183,8 @@ class MotiveTrainer(Trainer):
         self._without_caption: dict[str, Any] = {}  # what the frozen parts say of no caption
         self._of_this_step: list[Clip] = []
         self.loss_is_scaled_for_ga = False  # a batch's loss is its mean: Trainer divides it by the accumulation
-        own: list[TrainerCallback] = [_Samples(self)] + ([self.averaging] if self.averaging else [])
+        # The average first: a sample shows the weights of its step.
+        own: list[TrainerCallback] = [*([self.averaging] if self.averaging else []), _Samples(self)]
         super().__init__(
             model=self.weights.module,
             args=args,
@@ -298,7 +304,7 @@ class MotiveTrainer(Trainer):
             named = gather_object(named)
         kept = ""
         if self.args.save_strategy != "no" and not self.is_deepspeed_enabled:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder = self.output / f"checkpoint-{self.state.global_step}"
             if not folder.exists():
                 self._save_checkpoint(self.model, trial=None)
             kept = f" The weights before this step, the last good ones, are in {folder}."
@@ -308,22 +314,6 @@ class MotiveTrainer(Trainer):
         )
 
     # -- how far it has come ---------------------------------------------------------------------------------------
-
-    @property
-    def _is_sharded(self) -> bool:
-        """Whether no process holds all weights: then all must take part in whatever asks the denoiser."""
-        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
-
-    @contextmanager
-    def _as_saved(self) -> Iterator[None]:
-        """The weights that are evaluated, sampled and published: the averages, where there are some."""
-        training = self.weights.module.training
-        self.weights.module.eval()
-        try:
-            with self.averaging.applied() if self.averaging else nullcontext():
-                yield
-        finally:
-            self.weights.module.train(training)
 
     def _ask(self, task: Callable[[], T]) -> T:
         """Do what asks the denoiser, inside the wrapper's forward where its weights come together only there."""
@@ -380,7 +370,7 @@ class MotiveTrainer(Trainer):
         captions, examples = self._to_sample()
         if not captions:
             return None
-        folder = Path(self.args.output_dir) / "samples" / f"step-{self.state.global_step:06d}"
+        folder = self.output / "samples" / f"step-{self.state.global_step:06d}"
         if self._is_sharded or self.args.should_save:
             with self._as_saved():
                 where = folder if self.args.should_save else None
@@ -406,62 +396,13 @@ class MotiveTrainer(Trainer):
             self.state.epoch = seen / len(self.train_dataset)
         super().log(logs, start_time)
 
-    # -- what is saved ---------------------------------------------------------------------------------------------
+    # -- what it is ------------------------------------------------------------------------------------------------
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save what diffusers loads, of the averages where there are some, with its card; `how_to_load` says how.
+    def facts(self) -> ModelFacts:
+        """What the card tells."""
+        return account.facts(self)
 
-        Args:
-            output_dir: None for the output folder.
-        """
-        if _internal_call:  # a checkpoint, from which the training goes on
-            self._save_weights(output_dir)
-            if self.averaging is not None:
-                self.averaging.save(output_dir)
-            if self.args.should_save:
-                write_plan(output_dir, self.plan)
-            return
-        with self._as_saved():
-            self._save_weights(output_dir)
-            if self.args.should_save and self.args.save_pipeline and self.weights.kind == "full":
-                self._save_pipeline(output_dir or self.args.output_dir)
-        if self.args.should_save:
-            self.create_model_card(folder=output_dir)
-        self.accelerator.wait_for_everyone()
-
-    def _save_pipeline(self, folder: str) -> None:
-        """What else the pipeline has, beside the denoisers that `_save_weights` has put together and written."""
-        parts = [vars(part) for part in self.weights.module.values()]
-        try:
-            for part in parts:
-                part["save_pretrained"] = lambda *_, **__: None
-            self.pipe.save_pretrained(folder)
-        finally:
-            for part in parts:
-                part.pop("save_pretrained", None)
-
-    def _save_weights(self, output_dir: str | None) -> None:
-        Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)  # each process may write into it
-        if self.is_fsdp_enabled:
-            whole = gathered(self.model, trained=self.weights.kind == "lora", keep=self.args.should_save)
-            self._save(output_dir, state_dict=whole)
-        else:
-            super().save_model(output_dir, _internal_call=True)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        if self.args.should_save:
-            self.weights.save(folder, state_dict=state_dict)
-
-    def how_to_load(self, where: str | None = None) -> str:
-        """The Python that loads what was saved.
-
-        Args:
-            where: The folder or Hub id; None for the output folder.
-        """
-        return self.weights.how_to_load(str(where or self.args.output_dir), self.base_model)
-
-    @property
+    @cached_property
     def plan(self) -> dict[str, Any]:
         """What decides which clips are seen when, and how: a checkpoint of another plan is not gone on with."""
         args, dataset = self.args, self.train_dataset.dataset
@@ -478,101 +419,6 @@ class MotiveTrainer(Trainer):
             "motion_weighted": args.motion_weighted,
             "sharded by": sharded_by(args),  # and so is the optimizer's state
         }
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        check_plan(resume_from_checkpoint, self.plan)
-        self.weights.load(resume_from_checkpoint)
-        if self.averaging is not None:
-            self.averaging.load(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        if self.is_deepspeed_enabled:
-            super()._load_best_model()
-        else:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.is_fsdp_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        from accelerate.utils import save_fsdp_optimizer
-
-        plugin = self.accelerator.state.fsdp_plugin  # Trainer would write all weights once more with it
-        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
-        if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self.is_deepspeed_enabled:  # which has loaded the weights by itself
-            check_plan(checkpoint, self.plan)
-            if self.averaging is not None:
-                self.averaging.load(checkpoint)
-        super()._load_optimizer_and_scheduler(checkpoint)
-
-    # -- what is published -----------------------------------------------------------------------------------------
-
-    def create_model_card(self, *_: Any, folder: str | None = None, **__: Any) -> None:
-        """Write `model.json` and README.md, the card, beside the weights. What `Trainer` takes here has no use."""
-        from ..hub import write_card
-
-        place = Path(folder or self.args.output_dir)
-        facts(self).save(place)
-        write_card(place, self._repo_id)
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """See before the training that it can be pushed after it.
-
-        Raises:
-            HubError: The Hub refuses.
-        """
-        from ..hub import settle_model
-
-        if self.is_world_process_zero():
-            self.hub_model_id = settle_model(self._repo_id, private=self._private, token=token or self.args.hub_token)
-
-    @property
-    def _repo_id(self) -> str:
-        return self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-
-    @property
-    def _private(self) -> bool:
-        return self.args.hub_private_repo is not False
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        **kwargs: Any,
-    ) -> str | None:
-        """Save the model with its card, and publish both: private, unless `args.hub_private_repo` is False.
-
-        Returns:
-            The URL, on the main process.
-
-        Raises:
-            HubError: The Hub refused or could not be reached. The folder is whole; the message has the command that
-                tries again.
-        """
-        from ..hub import push_model
-
-        self.save_model()
-        if not self.is_world_process_zero():
-            return None
-        return push_model(
-            self.args.output_dir,
-            self._repo_id,
-            private=self._private,
-            license=self.license,
-            commit_message=commit_message,
-            token=token or self.args.hub_token,
-        )
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """By `hub_strategy` "every_save" and its kin the model as it is now is published; checkpoints never are."""
-        if str(getattr(self.args.hub_strategy, "value", self.args.hub_strategy)) != "end":
-            self.push_to_hub(commit_message=f"Step {self.state.global_step}")
 
 
 class _Samples(TrainerCallback):
@@ -592,9 +438,14 @@ class _Samples(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         after = self.trainer.sample()
-        before = after.with_name("step-000000") if after else None
-        if args.should_save and before and before.exists() and before != after:
-            self.trainer.compared = compare(before, after, after.with_name("compare"), root=args.output_dir)
+        if after is None or not args.should_save:
+            return
+        before = after.with_name("step-000000")
+        if before.exists() and before != after:
+            try:
+                self.trainer.compared = compare(before, after, after.with_name("compare"), root=args.output_dir)
+            except ValueError as error:  # clips that could not be generated end no training
+                logger.warning("There is nothing to show side by side: %s", error)
 
 
 def _moving(dataset: Dataset) -> Dataset:
@@ -606,14 +457,3 @@ def _moving(dataset: Dataset) -> Dataset:
         left = len(dataset) - len(rows)
         logger.warning("%d clips are left out: nothing moves in them, and the loss is weighted by motion", left)
     return dataset.select(rows)
-
-
-def _digests(dataset: Dataset) -> dict[str, str] | None:
-    """What the clips' scores came from, for the card."""
-    columns = {"settings": "influence_settings", "queries": "influence_queries", "model": "influence_model"}
-    found = {
-        name: ", ".join(sorted(filter(None, dataset.unique(column))))
-        for name, column in columns.items()
-        if column in dataset.column_names
-    }
-    return found or None

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ class TrainedWeights:
         for name, part in chosen.items():
             _check_trainable(name, part, whole=peft_config is None)
         self.pipe = pipe
-        self.kind = "full" if peft_config is None else "lora"
+        self.kind: Literal["full", "lora"] = "full" if peft_config is None else "lora"
         digests = {name: digest.denoiser(part) for name, part in found.items()}
         self.base: dict[str, Any] = {
             "pipeline": type(pipe).__name__,
