@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_motive import MotiveAttributor
 from hf_motive.cli import errors_as_sentences, parse
@@ -31,6 +30,7 @@ from hf_motive.scoring import load_pipeline, quiet
 from hf_motive.selection import best
 from hf_motive.training import MotiveTrainer, MotiveTrainingArguments
 from hf_motive.training.account import describe, report
+from hf_motive.training.plan import last_checkpoint
 
 LAB = Path(__file__).parent / "lab"
 
@@ -111,20 +111,20 @@ def curate(told: CurateArguments) -> MotiveTrainer:
     )
     if state.is_main_process:
         print(describe(trainer), flush=True)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(arguments.output_dir))
+    trainer.train(resume_from_checkpoint=last_checkpoint(output / "model"))
     trainer.save_model()
+
+    if state.is_main_process:
+        print(report(trainer), flush=True)
 
     # 4. Publish.
     if told.hub_id:
         trainer.args.hub_model_id = told.hub_id
-        if state.is_main_process:
-            chosen, why = best(scored, told.fraction), trainer.selection
-            print(push_dataset(chosen, f"{told.hub_id}-clips", index=index, whole=scored, selection=why))
         url = trainer.push_to_hub()
         if state.is_main_process:
+            chosen, why = best(scored, told.fraction), trainer.selection
             print(url)
-    if state.is_main_process:
-        print(report(trainer))
+            print(push_dataset(chosen, f"{told.hub_id}-clips", index=index, whole=scored, selection=why))
     return trainer
 
 

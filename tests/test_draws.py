@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 
@@ -13,7 +14,7 @@ from hf_motive.training.draws import DrawOrder, Draws, seed_of
 def sequence(order: DrawOrder, epochs: int) -> list[tuple[int, int]]:
     shown = []
     for epoch in range(epochs):
-        order.set_epoch(epoch)
+        order.steps_done = lambda epoch=epoch: epoch * order.steps
         shown += list(order)
     return shown
 
@@ -81,6 +82,19 @@ def test_a_draw_drops_its_caption_at_all_noise_levels_alike():
     level = np.array([draw.position for draw in drawn])
     without = np.array([draw.without_caption for draw in drawn])
     assert abs(np.corrcoef(level, without)[0, 1]) < 5 / 4000**0.5
+
+
+def test_the_noise_does_not_know_the_level():
+    """Of one seed, the noise's first numbers would follow from those that chose the timestep."""
+    draws = Draws(0, range(1000))
+    levels, first = [], []
+    for number in range(2000):
+        draw = draws(number)
+        assert draw.seed != draw.call_seed
+        levels.append(draw.position)
+        noise = torch.randn(16, generator=torch.Generator().manual_seed(draw.seed))
+        first.append(noise[[0, 8]].square().sum().item())
+    assert abs(np.corrcoef(levels, first)[0, 1]) < 5 / 2000**0.5
 
 
 def test_seeds_differ():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_two_processes_give_what_one_gives_with_twice_the_batch(folder, single):
     off = max((one[name] - two[name]).abs().max().item() for name in one)
     moved = max((one[name] - base[name]).abs().max().item() for name in one)
     print(f"two processes and one: {off:.1e}; the training moved {moved:.1e}")
-    assert off < 1e-2 * moved
+    assert off < 1e-4 * moved
     logs = [
         json.loads((o / "checkpoint-4" / "trainer_state.json").read_text())["log_history"] for o in (single[0], output)
     ]
@@ -105,13 +106,15 @@ def test_two_processes_give_what_one_gives_with_twice_the_batch(folder, single):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
 
 
-def test_started_again_it_goes_on(folder, single):
-    output = folder / "again"
-    settings = ["--output_dir", str(output), "--per_device_train_batch_size", "2"]
-    train(folder, *settings, "--max_steps", "2")
-    said = train(folder, *settings)
-    assert "'clips_seen': 2," not in said and "'clips_seen': 8," in said
-    one, two = trained(single[0]), trained(output)
+def test_two_processes_go_on_in_the_middle_of_a_later_epoch(folder):
+    """5 clips are three steps of two: step 5 is in the second epoch, of which the samplers that skip tell nobody."""
+    straight, resumed = folder / "straight", folder / "resumed"
+    settings = ["--max_steps", "6", "--sample_count", "0", "--eval_strategy", "no", "--save_steps", "5"]
+    train(folder, "--output_dir", str(straight), *settings, processes=2)
+    shutil.copytree(straight / "checkpoint-5", resumed / "checkpoint-5")
+    said = train(folder, "--output_dir", str(resumed), *settings, processes=2)
+    assert "'clips_seen': 10," not in said and "'clips_seen': 12," in said
+    one, two = trained(straight), trained(resumed)
     assert all((one[name] == two[name]).all() for name in one)
 
 

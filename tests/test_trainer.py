@@ -17,6 +17,7 @@ from hf_motive.errors import NonFiniteError
 from hf_motive.pipelines import PipelineStep
 from hf_motive.training import MotiveTrainer, MotiveTrainingArguments
 from hf_motive.training.account import describe, facts, report
+from hf_motive.training.plan import last_checkpoint
 from hf_motive.video import load_clip
 from tests.clips import write_corpus
 from tests.families import wan, wan22, wan_i2v
@@ -176,6 +177,43 @@ def test_stopped_and_resumed_it_ends_where_it_would_have(made, kind):
             assert largest_difference(weights(straight), weights(resumed)) == 0
 
 
+def test_a_run_that_is_over_is_not_trained_again(made):
+    """6 clips, 4 a step: its three steps end in the middle of an epoch."""
+    settings = {"per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 3}
+    first = made(**settings)
+    first.train()
+    again = made(**settings)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 3
+    assert largest_difference(weights(first), weights(again)) == 0
+    assert sorted(path.name for path in Path(first.args.output_dir).glob("checkpoint-*")) == ["checkpoint-3"]
+
+
+def test_a_checkpoint_that_is_not_whole_is_passed_over(made, caplog):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    trainer = made(**settings)
+    trainer.train()
+    output = Path(trainer.args.output_dir)
+    (output / "checkpoint-4" / "trainer_state.json").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert last_checkpoint(output) == str(output / "checkpoint-2")
+    assert "checkpoint-4 is not whole" in caplog.text
+    again = made(**settings)
+    again.train(resume_from_checkpoint=True)
+    assert largest_difference(weights(trainer), weights(again)) == 0
+    with pytest.raises(ValueError, match="no checkpoint, or not a whole one"):
+        made(folder="third", **settings).train(resume_from_checkpoint=str(output / "samples"))
+
+
+def test_the_arguments_are_not_written_to(made, clips):
+    trainer = made(max_steps=-1, num_train_epochs=2)
+    args = MotiveTrainingArguments(trainer.args.output_dir, **CLIP, **QUIET, num_train_epochs=2)
+    for count in (1, 3):
+        few = MotiveTrainer(wan.build(), args, clips.select(range(count)))
+        assert few.args.max_steps == 2 * count
+    assert args.max_steps == -1
+
+
 def test_evaluating_and_sampling_change_nothing(made, held_out):
     plain = made()
     plain.train()
@@ -209,9 +247,19 @@ def test_a_pipeline_of_half_precision_learns_in_full_precision(made):
     assert trainer.pipe.text_encoder.dtype == torch.bfloat16
     moved = [name for name in after if not torch.equal(before[name], after[name])]
     assert len(moved) > 0.9 * len(after)  # steps of 1e-5 would be lost in bfloat16
-    in_half = made(wan.build(), folder="autocast", max_steps=2, bf16=True)
-    in_half.train()
-    assert all(value.isfinite().all() for value in weights(in_half).values())
+
+
+def test_bf16_is_what_trains_evaluates_and_samples(made, held_out):
+    trainer = made(held_out=held_out, max_steps=1, bf16=True, sample_count=1, sample_inference_steps=2)
+    seen = set()
+    block = trainer.pipe.transformer.blocks[0]
+    block.attn1.to_q.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    for part in (trainer.train, trainer.evaluate, trainer.sample):
+        seen.clear()
+        part()
+        assert seen == {torch.bfloat16}, part
+    assert all(value.isfinite().all() and value.dtype == torch.float32 for value in weights(trainer).values())
+    assert trainer.precision == "bfloat16"
 
 
 def test_dropout_is_another_at_every_step(made):
@@ -257,6 +305,8 @@ def test_the_best_clips_are_chosen(made):
     [
         ({"min_votes": 9}, {}, "no row is selected.*min_votes"),
         ({}, {"select": lambda row: False}, "no row is selected"),
+        ({"fraction": 0.5}, {"select": lambda row: True}, "not by both"),
+        ({"eval_strategy": "epoch"}, {}, "needs eval_dataset="),
         ({"fraction": 0.1, "select_by": "nothing"}, {}, "'nothing'.*Score them first"),
         ({"denoiser": "unet"}, {}, "no denoiser 'unet'.*transformer"),
     ],
@@ -275,6 +325,9 @@ def test_what_cannot_be_trained_is_said(made, settings, trainer, message):
         ({"caption_dropout": 2}, "between 0 and 1"),
         ({"eval_timesteps": [2000]}, r"\[0, 1000\]"),
         ({"timestep_sampling": "gauss"}, "uniform, logit_normal or mode"),
+        ({"auto_find_batch_size": True}, "gradient_accumulation_steps"),
+        ({"torch_compile": True}, r"pipe\.transformer\.compile"),
+        ({"num_train_epochs": 0}, "above 0"),
     ],
 )
 def test_settings_are_checked(tmp_path, settings, message):
@@ -495,6 +548,17 @@ def test_one_expert_is_trained_where_the_pipeline_asks_it(made):
     both.train()
     moved = {name.split(".")[0] for name, value in weights(both).items() if not torch.equal(value, before[name])}
     assert moved == {"transformer", "transformer_2"}
+
+
+def test_the_validation_loss_sees_the_expert_that_is_trained(made, held_out):
+    trainer = made(wan22.build(), held_out=held_out, denoiser="transformer", learning_rate=0.05)
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert before["eval_loss"] != after["eval_loss"]
+    assert len(made(wan22.build(), held_out=held_out, folder="both").eval_timesteps) == 6
+    with pytest.raises(ValueError, match=r"at none of eval_timesteps \[250.0\] is transformer asked"):
+        made(wan22.build(), held_out=held_out, folder="wrong", denoiser="transformer", eval_timesteps=[250.0])
 
 
 def test_a_pipeline_that_is_conditioned_on_the_clip_is_trained(made, held_out):

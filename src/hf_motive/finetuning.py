@@ -100,13 +100,13 @@ def train(arguments: TrainArguments, training: MotiveTrainingArguments, model: P
         The trainer, after training.
     """
     import torch
-    from transformers.trainer_utils import get_last_checkpoint
     from trl import get_peft_config
 
     from .processes import threads_of_a_process
     from .scoring import load_pipeline, quiet
     from .training import MotiveTrainer
     from .training.account import describe, report
+    from .training.plan import last_checkpoint
 
     quiet()
     torch.set_num_threads(arguments.threads or threads_of_a_process())
@@ -135,7 +135,7 @@ def train(arguments: TrainArguments, training: MotiveTrainingArguments, model: P
         print(describe(trainer), flush=True)
     resume: Any = training.resume_from_checkpoint
     if resume in (None, "True", "true", "yes"):
-        resume = get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None
+        resume = last_checkpoint(str(training.output_dir))
     elif resume in ("False", "false", "no"):
         resume = None
     trainer.train(resume_from_checkpoint=resume)

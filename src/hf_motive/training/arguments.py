@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from transformers import TrainingArguments
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import HubStrategy, SchedulerType
 
 from ..video import ClipStandard
 
@@ -41,6 +41,13 @@ class MotiveTrainingArguments(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Print loss and learning rate every so many steps."})
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Keep so many checkpoints, the latest; a video model's are large."}
+    )
+    hub_strategy: HubStrategy | str = field(
+        default="end", metadata={"help": "With --push_to_hub: publish at the 'end', or at 'every_save' too."}
+    )
+    ddp_timeout: int = field(
+        default=14 * 24 * 3600,
+        metadata={"help": "Seconds that processes wait for each other: one may be generating, encoding or uploading."},
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Has no effect: rows are read as needed."})
 
@@ -99,7 +106,10 @@ class MotiveTrainingArguments(TrainingArguments):
     )
     ema: bool = field(
         default=False,
-        metadata={"help": "Average the weights over the steps; the average is what is evaluated, sampled and saved."},
+        metadata={
+            "help": "Average the weights over the steps: the average is what is evaluated, sampled and, at the end, "
+            "saved. A checkpoint holds both."
+        },
     )
     ema_decay: float = field(default=0.9999, metadata={"help": "How slowly the average follows, reached by warm-up."})
     clips_seen: int | None = field(
@@ -111,9 +121,12 @@ class MotiveTrainingArguments(TrainingArguments):
     )
 
     # Evaluation and samples.
-    eval_timesteps: list[float] = field(
-        default_factory=lambda: [250.0, 500.0, 750.0],
-        metadata={"help": "Noise levels, 0 to 1000, of the validation loss, always with the same noise."},
+    eval_timesteps: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Noise levels, 0 to 1000, of the validation loss, always with the same noise. None: 250, 500 and "
+            "750; of a pipeline with several denoisers, three for each that is trained."
+        },
     )
     sample_steps: int = field(
         default=0,
@@ -160,9 +173,23 @@ class MotiveTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"timestep_sampling must be uniform, logit_normal or mode, got {self.timestep_sampling!r}"
             )
-        self.eval_timesteps = [float(timestep) for timestep in self.eval_timesteps]
-        if not self.eval_timesteps or not all(0 <= timestep <= 1000 for timestep in self.eval_timesteps):
-            raise ValueError(f"eval_timesteps must be one or more numbers in [0, 1000], got {self.eval_timesteps}")
+        if self.eval_timesteps is not None:
+            self.eval_timesteps = [float(timestep) for timestep in self.eval_timesteps]
+            if not self.eval_timesteps or not all(0 <= timestep <= 1000 for timestep in self.eval_timesteps):
+                raise ValueError(f"eval_timesteps must be one or more numbers in [0, 1000], got {self.eval_timesteps}")
+        if self.num_train_epochs <= 0:
+            raise ValueError(f"num_train_epochs must be above 0, got {self.num_train_epochs}")
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size would change how many clips a step sees in the middle of the run: take "
+                "per_device_train_batch_size=1 and gradient_accumulation_steps"
+            )
+        if self.torch_compile:
+            raise ValueError(
+                "torch_compile wraps what it cannot: compile the denoiser itself, pipe.transformer.compile()"
+            )
+        if getattr(self.accelerator_config, "split_batches", False):
+            raise ValueError("split_batches has no use here: per_device_train_batch_size is what a process takes")
         if self.dataloader_drop_last:
             raise ValueError("dataloader_drop_last has no use here: every batch is full, and no clip is dropped")
         if str(self.train_sampling_strategy) != "random":

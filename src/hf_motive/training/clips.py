@@ -13,6 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..corpus import clip_name
 from ..encoded_blob import read_encoding
+from ..encodings import COLUMNS
 from ..selection import best
 from ..video import load_clip
 
@@ -62,7 +63,7 @@ class TrainingClips(TorchDataset):
         self.dataset, self.standard = dataset, standard
         self.video_column, self.caption_column = video_column, caption_column
         needed = dataset.column_names if standard is not None else [caption_column, "encoded"]
-        self._read = dataset.select_columns(needed)
+        self._read, self._videos = dataset.select_columns(needed), dataset.select_columns(video_column)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -79,7 +80,11 @@ class TrainingClips(TorchDataset):
 
     def name(self, row: int) -> str:
         """What a person calls the clip."""
-        return clip_name(self.dataset.select_columns(self.video_column)[row][self.video_column], row)
+        return clip_name(self._videos[row][self.video_column], row)
+
+    def names(self) -> list[str]:
+        """Of all clips, in order."""
+        return [clip_name(values[self.video_column], row) for row, values in enumerate(self._videos)]
 
 
 def collate(clips: list[Clip]) -> dict[str, list[Clip]]:
@@ -100,7 +105,11 @@ def choose(
     """
     have = len(dataset)
     if select is not None:
-        chosen = dataset.filter(select)
+        if arguments.fraction is not None or arguments.count is not None or arguments.min_votes is not None:
+            raise ValueError("choose the clips by select=, or by one of fraction, count and min_votes: not by both")
+        # Row by row, without the encodings: a thousand of them at a time, as `filter` reads, are gigabytes.
+        light = dataset.remove_columns([name for name in COLUMNS if name in dataset.column_names])
+        chosen = dataset.select([row for row, values in enumerate(light) if select(values)])
         sentence = f"{len(chosen)} of {have} clips, by a filter."
     elif arguments.min_votes is not None:
         if "influence_votes" not in dataset.column_names:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -20,12 +20,14 @@ class Draw(NamedTuple):
 
     Attributes:
         position: On the pipeline's schedule, 0 the noisiest.
-        seed: Of the noise, and of what the pipeline and its denoiser draw.
+        seed: Of the noise.
+        call_seed: Of what the pipeline and its denoiser draw.
         without_caption: Whether the caption is left out.
     """
 
     position: int
     seed: int
+    call_seed: int
     without_caption: bool
 
 
@@ -62,12 +64,13 @@ class Draws:
     def __call__(self, number: int) -> Draw:
         from diffusers.training_utils import compute_density_for_timestep_sampling
 
-        seed = seed_of(self.seed, "draw", number)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, "draw", number))
         u = float(compute_density_for_timestep_sampling(batch_size=1, generator=generator, **self._density))
         place = min(max(int(u * len(self.positions)), 0), len(self.positions) - 1)
         without = float(torch.rand((), generator=generator)) < self.caption_dropout
-        return Draw(self.positions[place], seed, without)
+        # Seeds of their own: two generators of one seed begin alike, and the noise would know the timestep.
+        noise, call = (seed_of(self.seed, what, number) for what in ("noise", "call"))
+        return Draw(self.positions[place], noise, call, without)
 
 
 class DrawOrder(Sampler):
@@ -79,21 +82,21 @@ class DrawOrder(Sampler):
         rows: Number of clips.
         clips_a_step: Clips that one optimizer step sees, over all processes.
         seed: Of the orders.
+        steps_done: How many optimizer steps were done before, which says the epoch. Asked, and not told by
+            `set_epoch`, which does not reach through the samplers that skip to where a resumed run was.
     """
 
-    def __init__(self, rows: int, clips_a_step: int, seed: int):
-        self.rows, self.seed, self.epoch = rows, seed, 0
-        self._length = math.ceil(rows / clips_a_step) * clips_a_step
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def __init__(self, rows: int, clips_a_step: int, seed: int, steps_done: Callable[[], int] = lambda: 0):
+        self.rows, self.seed, self.steps_done = rows, seed, steps_done
+        self.steps = math.ceil(rows / clips_a_step)
+        self._length = self.steps * clips_a_step
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        turn, order = -1, []
-        for draw in range(self.epoch * self._length, (self.epoch + 1) * self._length):
+        epoch, turn, order = self.steps_done() // self.steps, -1, []
+        for draw in range(epoch * self._length, (epoch + 1) * self._length):
             if draw // self.rows != turn:
                 turn = draw // self.rows
                 generator = torch.Generator().manual_seed(seed_of(self.seed, "order", turn))

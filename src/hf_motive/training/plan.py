@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 #: In a checkpoint.
 PLAN = "plan.json"
@@ -31,5 +34,18 @@ def check_plan(folder: str | Path, plan: Mapping[str, Any]) -> None:
         pairs = ", ".join(f"{name} {found.get(name)} there and {plan[name]} now" for name in differ)
         raise ValueError(
             f"{folder} is a checkpoint of another training ({pairs}): go on with the same clips and settings, or "
-            "start anew, in another output_dir or with resume_from_checkpoint=no"
+            "start anew in another output_dir"
         )
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The latest checkpoint in an output folder that is whole; None where there is none.
+
+    What a kill left half-written is said and passed over: the training's state is written last.
+    """
+    found = [path for path in Path(folder).glob("checkpoint-*") if path.name.partition("-")[2].isdigit()]
+    for path in sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True):
+        if (path / "trainer_state.json").is_file() and (path / "weights.json").is_file():
+            return str(path)
+        logger.warning("%s is not whole, as a kill leaves it: an earlier one is taken", path)
+    return None

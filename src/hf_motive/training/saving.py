@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Trainer
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import TrainOutput
 
-from .plan import check_plan, write_plan
+from .plan import check_plan, last_checkpoint, write_plan
 from .sharding import gathered
 
 if TYPE_CHECKING:
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from .arguments import MotiveTrainingArguments
     from .averages import Averaging
     from .weights import TrainedWeights
+
+
+logger = logging.getLogger(__name__)
 
 
 class DiffusersTrainer(Trainer):
@@ -44,6 +50,9 @@ class DiffusersTrainer(Trainer):
     def plan(self) -> Mapping[str, Any]:
         """JSON values that a checkpoint must have in common with the training that goes on from it."""
         raise NotImplementedError
+
+    def show(self) -> None:
+        """Show what came of the training, when it is over."""
 
     @property
     def output(self) -> Path:
@@ -71,6 +80,34 @@ class DiffusersTrainer(Trainer):
             self.weights.module.train(training)
 
     # -- what is saved ---------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train; see `transformers.Trainer.train`.
+
+        Args:
+            resume_from_checkpoint: A checkpoint, or True: the last one in the output folder that is whole. One whose
+                training is over is loaded, and nothing is trained.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.output)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"there is no whole checkpoint in {self.output}: start without resuming")
+        if isinstance(resume_from_checkpoint, str):
+            path = Path(resume_from_checkpoint) / "trainer_state.json"
+            if not path.is_file():
+                raise ValueError(
+                    f"{resume_from_checkpoint} is no checkpoint, or not a whole one: resume from another, or by "
+                    "resume_from_checkpoint=True from the last that is whole"
+                )
+            state = TrainerState.load_from_json(str(path))
+            if state.global_step >= self.args.max_steps:
+                of = f"step {state.global_step} of {self.args.max_steps}"
+                logger.warning("%s is at %s: it is loaded, and nothing is left to train", path.parent, of)
+                self._load_from_checkpoint(resume_from_checkpoint)
+                self.state = state
+                self.show()
+                return TrainOutput(state.global_step, float("nan"), {})
+        return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save what diffusers loads, of the averages where there are some, with its card; `how_to_load` says how.
@@ -217,5 +254,11 @@ class DiffusersTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """By `hub_strategy` "every_save" and its kin the model as it is now is published; checkpoints never are."""
-        if str(getattr(self.args.hub_strategy, "value", self.args.hub_strategy)) != "end":
+        from ..hub import HubError
+
+        if str(getattr(self.args.hub_strategy, "value", self.args.hub_strategy)) == "end":
+            return
+        try:
             self.push_to_hub(commit_message=f"Step {self.state.global_step}")
+        except HubError as error:  # not worth a training
+            logger.warning("%s The training goes on", error)

@@ -16,7 +16,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,7 +42,7 @@ from .samples import Sampler
 from .saving import DiffusersTrainer
 from .sharding import check_sharding, sharded_by
 from .staleness import check_scores, digests_of
-from .validation import clip_losses, summary
+from .validation import clip_losses, summary, validation_timesteps
 from .weights import TrainedWeights
 
 if TYPE_CHECKING:
@@ -119,16 +119,24 @@ class MotiveTrainer(DiffusersTrainer):
         args = args or MotiveTrainingArguments(output_dir="runs/train")
         if train_dataset is None:
             raise ValueError("there is nothing to train on: give train_dataset=, rows with a video and a caption")
+        if eval_dataset is None and str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no":
+            raise ValueError(
+                f"eval_strategy={args.eval_strategy!s} needs eval_dataset=: clips that are held out of the training"
+            )
         if args.n_gpu > 1:
             logger.warning("one of %d GPUs is used: start by `accelerate launch` to use all of them", args.n_gpu)
             args._n_gpu = 1
-        self.args = args
+        self.args = args = copy.copy(args)  # which is written to below: another trainer may be given it too
         self.columns: dict[str, Any] = {"video_column": video_column, "caption_column": caption_column}
         self.pipe = pipe.to(args.device)
-        self.base_model = base_model or str(getattr(pipe, "_name_or_path", "") or pipe.config.get("_name_or_path", ""))
+        base = base_model or str(getattr(pipe, "_name_or_path", "") or pipe.config.get("_name_or_path", "") or "")
+        self.base_is_hub = bool(base) and not Path(base).expanduser().exists()
+        self.base_model = base if self.base_is_hub or not base else str(Path(base).expanduser().absolute())
         self.corpus, self.curated_dataset, self.license = corpus, curated_dataset, license
         self.peft_config, self.example = peft_config, dict(example or {})
         self.compared: Comparison | None = None
+        if args.push_to_hub:  # before hours of encoding, too
+            self.init_hf_repo()
         standard = args.clip_standard
         self.step = PipelineStep(
             pipe,
@@ -163,6 +171,12 @@ class MotiveTrainer(DiffusersTrainer):
         self._validation = None
         if eval_dataset is not None:
             self._validation = self._clips(self._encoded(eval_dataset, "evaluation clips", masks=True))
+        if args.sample_prompts and self.step.reads_rows and self._validation is None:
+            raise ValueError(
+                "sample_prompts: the pipeline is conditioned on a clip, and there is none to take it from: give "
+                "eval_dataset="
+            )
+        self.eval_timesteps = validation_timesteps(self.step, args.eval_timesteps, self.weights.names)
         self.draws = Draws(
             args.seed,
             self.step.positions(args.denoiser),
@@ -180,7 +194,7 @@ class MotiveTrainer(DiffusersTrainer):
         self.sampler = Sampler(
             self.step, steps=args.sample_inference_steps, guidance=args.sample_guidance, fps=args.fps or 16.0
         )
-        self._without_caption: dict[str, Any] = {}  # what the frozen parts say of no caption
+        self._without_caption: dict[str, Any] | None = None  # what the frozen parts say of no caption
         self._of_this_step: list[Clip] = []
         self.loss_is_scaled_for_ga = False  # a batch's loss is its mean: Trainer divides it by the accumulation
         # The average first: a sample shows the weights of its step.
@@ -219,7 +233,8 @@ class MotiveTrainer(DiffusersTrainer):
         return TrainingClips(encoded, standard=standard, **self.columns)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> DrawOrder:
-        return DrawOrder(len(self.train_dataset), self.clips_a_step, self.args.seed)
+        done = lambda: self.state.global_step  # noqa: E731
+        return DrawOrder(len(self.train_dataset), self.clips_a_step, self.args.seed, done)
 
     # -- a step ----------------------------------------------------------------------------------------------------
 
@@ -241,16 +256,19 @@ class MotiveTrainer(DiffusersTrainer):
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        """A pipeline computes in the precision that it was loaded in, though the trained weights are float32."""
-        half = self._loaded_dtype != torch.float32
-        loaded = torch.autocast(self.args.device.type, dtype=self._loaded_dtype) if half else nullcontext()
-        with loaded, self.compute_loss_context_manager():  # the second by args.bf16, of a pipeline in float32
-            yield
+        """A pipeline computes in the precision that it was loaded in, though the trained weights are float32; one in
+        float32 in what `args.bf16` or Accelerate's settings say."""
+        if self._loaded_dtype == torch.float32:
+            with self.accelerator.autocast():
+                yield
+        else:
+            with torch.autocast(self.args.device.type, dtype=self._loaded_dtype):
+                yield
 
     @property
     def precision(self) -> str:
         """What the denoiser computes in."""
-        told = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else "float32"
+        told = {"bf16": "bfloat16", "fp16": "float16"}.get(self.accelerator.mixed_precision, "float32")
         return told if self._loaded_dtype == torch.float32 else str(self._loaded_dtype).removeprefix("torch.")
 
     def clip_loss(self, clip: Clip) -> Tensor:
@@ -258,7 +276,7 @@ class MotiveTrainer(DiffusersTrainer):
         draw = self.draws(clip.draw)
         caption, answers = clip.caption, clip.answers
         if draw.without_caption:
-            if not self._without_caption:
+            if self._without_caption is None:
                 with torch.autocast(self.args.device.type, enabled=False):
                     said = self.step.answers("", clip.example)
                 self._without_caption = {question: said[question] for question in said if question not in answers}
@@ -271,7 +289,7 @@ class MotiveTrainer(DiffusersTrainer):
             weight=clip.weight if self.args.motion_weighted else None,
             example=clip.example,
             answers=answers,
-            seed=draw.seed,
+            seed=draw.call_seed,
         ).loss
 
     def _check_finite(self, losses: Tensor) -> None:
@@ -294,7 +312,7 @@ class MotiveTrainer(DiffusersTrainer):
 
     def _stop(self, found: str) -> None:
         """Raise `NonFiniteError`, with the weights before this step saved."""
-        from accelerate.utils import gather_object
+        from accelerate.utils import broadcast_object_list, gather_object
 
         named = []
         for clip in self._of_this_step:
@@ -305,12 +323,14 @@ class MotiveTrainer(DiffusersTrainer):
         kept = ""
         if self.args.save_strategy != "no" and not self.is_deepspeed_enabled:
             folder = self.output / f"checkpoint-{self.state.global_step}"
-            if not folder.exists():
-                self._save_checkpoint(self.model, trial=None)
+            # Asked once for all: a process that looks later finds what another has begun to write.
+            if not broadcast_object_list([folder.exists()])[0]:
+                self._save_checkpoint(self.weights.module, trial=None)
             kept = f" The weights before this step, the last good ones, are in {folder}."
+        self.accelerator.wait_for_everyone()  # the first that raises ends all, in the middle of a file too
         raise NonFiniteError(
-            f"{found}: {', '.join(named)}.{kept} Look at these clips; a lower learning rate, max_grad_norm, and "
-            "bf16 in place of fp16 are what usually helps"
+            f"{found}: {', '.join(named)}.{kept} Look at these clips; a lower learning rate (in another "
+            "output_dir: a checkpoint goes on with its own), max_grad_norm, and bf16 in place of fp16 usually help"
         )
 
     # -- how far it has come ---------------------------------------------------------------------------------------
@@ -351,13 +371,13 @@ class MotiveTrainer(DiffusersTrainer):
             for turn in range(turns):
                 row = rows[turn] if turn < len(rows) else 0
                 clip = clips[0, row]
-                task = partial(clip_losses, self.step, clip, state.eval_timesteps, state.seed)
+                task = partial(clip_losses, self.step, clip, self.eval_timesteps, state.seed)
                 found.append((row, self._ask(task).tolist()))
         every = sorted((gather_object if state.world_size > 1 else list)(found[: len(rows)]))
         losses = torch.tensor([losses for _, losses in every])
-        metrics = summary(losses, state.eval_timesteps, metric_key_prefix)
+        metrics = summary(losses, self.eval_timesteps, metric_key_prefix)
         metrics |= speed_metrics(metric_key_prefix, started, num_samples=len(clips))
-        self.log(metrics)
+        self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -377,6 +397,16 @@ class MotiveTrainer(DiffusersTrainer):
                 self._ask(partial(self.sampler.write, where, captions, examples))
         self.accelerator.wait_for_everyone()
         return folder
+
+    def show(self) -> None:
+        """Put the samples from before the training and of now side by side, where there are both."""
+        before, after = (self.output / "samples" / f"step-{step:06d}" for step in (0, self.state.global_step))
+        if not self.args.should_save or before == after or not (before.exists() and after.exists()):
+            return
+        try:
+            self.compared = compare(before, after, after.with_name("compare"), root=self.output)
+        except ValueError as error:  # clips that could not be generated end no training
+            logger.warning("There is nothing to show side by side: %s", error)
 
     def _to_sample(self) -> tuple[list[str], list[Mapping[str, Any]]]:
         """Captions, and the rows that they are of: a pipeline may be conditioned on more than its caption."""
@@ -407,14 +437,14 @@ class MotiveTrainer(DiffusersTrainer):
         """What decides which clips are seen when, and how: a checkpoint of another plan is not gone on with."""
         args, dataset = self.args, self.train_dataset.dataset
         columns = [self.columns["caption_column"], "encoded_settings"]
-        names = [self.train_dataset.name(row) for row in range(len(dataset))]
-        said = [names, *(dataset[column][:] for column in columns)]
+        said = [self.train_dataset.names(), *(dataset[column][:] for column in columns)]
         return {
             "clips": hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16],
             "clips a step": self.clips_a_step,
             "seed": args.seed,
             "denoiser": args.denoiser,
-            "timestep_sampling": args.timestep_sampling,
+            "timestep_sampling": [args.timestep_sampling, args.logit_mean, args.logit_std, args.mode_scale],
+            "learning_rate": args.learning_rate,  # the scheduler's state would win over another, without a word
             "caption_dropout": args.caption_dropout,
             "motion_weighted": args.motion_weighted,
             "sharded by": sharded_by(args),  # and so is the optimizer's state
@@ -425,11 +455,12 @@ class _Samples(TrainerCallback):
     """Generates before the first step, every so many steps, and after the last; then shows first and last together."""
 
     def __init__(self, trainer: MotiveTrainer):
-        self.trainer = trainer
+        self.trainer, self.begun = trainer, False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 0:
+        if state.global_step == 0 and not self.begun:  # a second training begins with what the first one left
             self.trainer.sample()
+        self.begun = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         due = args.sample_steps and state.global_step % args.sample_steps == 0
@@ -437,15 +468,8 @@ class _Samples(TrainerCallback):
             self.trainer.sample()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        after = self.trainer.sample()
-        if after is None or not args.should_save:
-            return
-        before = after.with_name("step-000000")
-        if before.exists() and before != after:
-            try:
-                self.trainer.compared = compare(before, after, after.with_name("compare"), root=args.output_dir)
-            except ValueError as error:  # clips that could not be generated end no training
-                logger.warning("There is nothing to show side by side: %s", error)
+        self.trainer.sample()
+        self.trainer.show()
 
 
 def _moving(dataset: Dataset) -> Dataset:
