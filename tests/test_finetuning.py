@@ -51,16 +51,16 @@ threads: 1
     return folder
 
 
-def train(folder: Path, *arguments: str, processes: int = 1, config: Path | None = None, fails: bool = False) -> str:
+def train(
+    folder: Path, *arguments: str, processes: int = 1, script: str = "examples/train.py", fails: bool = False
+) -> str:
     launch = [sys.executable, "-m", "accelerate.commands.launch"]
-    if config is not None:
-        launch += ["--config_file", str(config)]
-    elif processes > 1:
+    if processes > 1:
         launch += ["--multi_gpu", "--num_processes", str(processes)]
     else:
         launch += ["--num_processes", "1"]
     launch += ["--main_process_port", "0"] if processes > 1 else []
-    command = [*launch, "examples/train.py", "--config", str(folder / "job.yaml"), *arguments]
+    command = [*launch, script, "--config", str(folder / "job.yaml"), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert (result.returncode != 0) == fails, result.stdout[-2000:] + result.stderr[-4000:]
@@ -131,3 +131,37 @@ def test_two_processes_go_on_in_the_middle_of_a_later_epoch(folder):
 def test_what_is_wrong_is_a_sentence(folder, tmp_path, arguments, message):
     with pytest.raises(SystemExit, match=message), errors_as_sentences():
         cli.train(["--config", str(folder / "job.yaml"), "--output_dir", str(tmp_path / "out"), *arguments])
+
+
+STOPPING = """
+import sys, time
+import hf_motive.cli as cli
+from hf_motive.training.clips import TrainingClips
+from hf_motive.training.weights import TrainedWeights
+
+read, save = TrainingClips.__getitem__, TrainedWeights.save
+
+def poisoned(self, shown):
+    clip = read(self, shown)
+    if clip.draw == 5:
+        clip.latents = clip.latents * 1e30  # its squares are infinite
+    return clip
+
+def slowly(self, *args, **kwargs):
+    time.sleep(8)  # as gigabytes take
+    save(self, *args, **kwargs)
+
+TrainingClips.__getitem__, TrainedWeights.save = poisoned, slowly
+cli.train(sys.argv[1:])
+"""
+
+
+def test_a_process_that_stops_waits_until_the_last_good_weights_are_written(folder, single, tmp_path):
+    """The first process that ends in an error ends all others, in the middle of a file too."""
+    (tmp_path / "stopping.py").write_text(STOPPING)
+    output = tmp_path / "out"
+    settings = ["--output_dir", str(output), "--sample_count", "0", "--eval_strategy", "no", "--save_steps", "100"]
+    said = train(folder, *settings, processes=2, script=str(tmp_path / "stopping.py"), fails=True)
+    assert "the loss is not finite at step 3: " in said and f"are in {output / 'checkpoint-2'}" in said
+    assert set(trained(output / "checkpoint-2")) == set(trained(folder / "single"))
+    assert (output / "checkpoint-2" / "trainer_state.json").exists()

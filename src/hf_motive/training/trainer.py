@@ -323,8 +323,8 @@ class MotiveTrainer(DiffusersTrainer):
         kept = ""
         if self.args.save_strategy != "no" and not self.is_deepspeed_enabled:
             folder = self.output / f"checkpoint-{self.state.global_step}"
-            # Asked once for all: a process that looks later finds what another has begun to write.
-            if not broadcast_object_list([folder.exists()])[0]:
+            # Asked once for all: a process that looks later finds what another has written.
+            if not broadcast_object_list([(folder / "trainer_state.json").exists()])[0]:
                 self._save_checkpoint(self.weights.module, trial=None)
             kept = f" The weights before this step, the last good ones, are in {folder}."
         self.accelerator.wait_for_everyone()  # the first that raises ends all, in the middle of a file too
