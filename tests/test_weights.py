@@ -19,7 +19,7 @@ from hf_motive.training import whole
 from hf_motive.training.adapters import lora_targets
 from hf_motive.training.denoisers import Denoisers
 from hf_motive.training.weights import TrainedWeights
-from tests.families import modelscope, wan, wan22
+from tests.families import hunyuan15, modelscope, wan, wan22
 from tests.families.common import Variant, example_pixels
 from tests.families.registry import variants
 
@@ -239,6 +239,57 @@ def test_read_back(config, tmp_path):
     with pytest.raises(ValueError, match="state_dict lacks .* of transformer, such as transformer.*gathered"):
         trained.save(tmp_path, state_dict={f"module.{key}": value for key, value in gathered.items()})
     other.check(tmp_path)  # and what was there is whole
+
+
+def files_in(folder: Any) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_another_training_left_in_the_folder_goes(tmp_path):
+    first, second = "pytorch_lora_weights.safetensors", "pytorch_lora_weights_transformer_2.safetensors"
+    base = wan22.build()
+    base.save_pretrained(str(tmp_path))
+    (tmp_path / "model_index.json").unlink()
+    theirs = files_in(tmp_path) - {f"transformer{end}" for end in ("", "_2")}
+    theirs = {path for path in theirs if not path.startswith("transformer")} | {"transformer/notes.txt", "mine.pt"}
+    for path in ("transformer/notes.txt", "mine.pt", "pytorch_lora_weights_mine.safetensors"):
+        (tmp_path / path).write_bytes(b"theirs")
+    theirs.add("pytorch_lora_weights_mine.safetensors")
+    TrainedWeights(wan22.build()).save(tmp_path)
+    (tmp_path / "model_index.json").write_text("{}")  # as a trainer that saves the whole pipeline does, after that
+    TrainedWeights(wan22.build(), peft_config=lora()).save(tmp_path)
+    assert files_in(tmp_path) == theirs | {first, second, "weights.json"}
+    TrainedWeights(wan22.build(), denoiser="transformer_2", peft_config=lora()).save(tmp_path)
+    assert files_in(tmp_path) == theirs | {second, "weights.json"}
+    TrainedWeights(modelscope.build(), peft_config=lora()).save(tmp_path)
+    adapter = {"unet/adapter_model.safetensors", "unet/adapter_config.json"}
+    assert files_in(tmp_path) == theirs | adapter | {"weights.json"}
+    TrainedWeights(modelscope.build()).save(tmp_path)
+    whole_unet = {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"}
+    assert files_in(tmp_path) == theirs | whole_unet | {"weights.json"}
+
+
+def test_an_adapter_of_another_loader_goes_too(tmp_path):
+    beside = tmp_path / "transformer" / "pytorch_lora_weights.safetensors"
+    TrainedWeights(wan.build(), peft_config=lora()).save(tmp_path)
+    beside.parent.mkdir()
+    beside.write_bytes(b"theirs")
+    TrainedWeights(wan22.build(), denoiser="transformer_2", peft_config=lora()).save(tmp_path)
+    assert beside.read_bytes() == b"theirs"
+    TrainedWeights(wan.build(), peft_config=lora()).save(tmp_path)
+    TrainedWeights(hunyuan15.build(), peft_config=lora()).save(tmp_path)
+    assert files_in(tmp_path) == {"transformer/pytorch_lora_weights.safetensors", "weights.json"}
+
+
+@pytest.mark.parametrize("config", [None, lora()], ids=["whole", "lora"])
+def test_a_pipeline_of_a_person_in_the_folder_stays(config, tmp_path):
+    wan.build().save_pretrained(str(tmp_path))
+    before = files_in(tmp_path)
+    trained = TrainedWeights(wan.build(), peft_config=config)
+    for _ in range(3):
+        trained.save(tmp_path)
+        assert before <= files_in(tmp_path)
+    WanPipeline.from_pretrained(tmp_path)
 
 
 def test_many_files_then_one(tmp_path, monkeypatch):

@@ -20,6 +20,8 @@ _ATTENTION = re.compile(r"Attention|Attn")
 ADAPTER = "default"
 #: Where an adapter's weights are, if the pipeline or the model reads them.
 LORA_FILE = "pytorch_lora_weights.safetensors"
+#: And where peft reads them.
+_PEFT_FILE = "adapter_model.safetensors"
 #: Initialisations that leave the denoiser's own weights as they were: an adapter fits no others.
 _KEEPS_BASE = (True, False, "gaussian", "orthogonal")
 
@@ -156,16 +158,22 @@ def place_of(pipeline: Any, name: str, denoiser: nn.Module) -> Place:
     for that one.
     """
     if not hasattr(denoiser, "load_lora_adapter"):
-        return Place("peft", f"{name}/adapter_model.safetensors", "base_model.model.")
+        return Place("peft", f"{name}/{_PEFT_FILE}", "base_model.model.")
     save = getattr(pipeline, "save_lora_weights", None)
     known = inspect.signature(save).parameters if save else {}
     first = name.partition("_")[0]
-    file = LORA_FILE if name == first else LORA_FILE.replace(".", f"_{name}.")
+    file = files_of(name)[0]
     if f"{name}_lora_layers" in known:
         return Place("pipeline", file, f"{name}.")
     if f"{first}_lora_layers" in known and f"load_into_{name}" in inspect.getsource(type(pipeline).load_lora_weights):
         return Place("pipeline", file, f"{first}.")
     return Place("model", f"{name}/{LORA_FILE}", "")
+
+
+def files_of(name: str) -> tuple[str, ...]:
+    """Every file that an adapter of the denoiser `name` may be in, whoever loads it; with its configuration."""
+    root = LORA_FILE if name == name.partition("_")[0] else LORA_FILE.replace(".", f"_{name}.")
+    return root, f"{name}/{LORA_FILE}", f"{name}/{_PEFT_FILE}", f"{name}/adapter_config.json"
 
 
 def save_adapter(

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hf_motive.pipelines import digest
 from hf_motive.pipelines.step import find_denoisers
-from hf_motive.training import adapters
+from hf_motive.training import adapters, leftovers
 from hf_motive.training.denoisers import Denoisers
 from hf_motive.training.loading import how_to_load
 from hf_motive.training.sharding import as_placed
@@ -99,14 +99,19 @@ class TrainedWeights:
     def save(self, folder: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
         """Write what diffusers loads (see `how_to_load`), and last of all `weights.json`, which says what it is.
 
+        What an earlier training saved there goes, as far as its `weights.json` names it: else its weights would be
+        taken for a part of these. All else in the folder stays.
+
         Args:
-            folder: Made if need be; may hold an earlier state of the same weights.
+            folder: Made if need be; may hold an earlier state of these weights, or of others.
             state_dict: The state of `module`, where it is not in the module itself; None: the module's own.
         """
         folder, states = Path(folder), dict.fromkeys(self.names)
         if state_dict is not None:
             states = {name: _of_component(name, part, state_dict) for name, part in self.module.items()}
         folder.mkdir(parents=True, exist_ok=True)
+        # With the facts still there: a process that ends in here leaves the next one what it needs to go on.
+        theirs = leftovers.remove(folder, FACTS, self._facts()["files"])
         (folder / FACTS).unlink(missing_ok=True)
         for name, part in self.module.items():
             if self.kind == "lora":
@@ -114,7 +119,7 @@ class TrainedWeights:
             else:
                 save_whole(part, folder / name, states[name])
         unfinished = folder / f"{FACTS}.part"
-        unfinished.write_text(json.dumps(self._facts(), indent=2) + "\n", encoding="utf-8")
+        unfinished.write_text(json.dumps(self._facts() | theirs, indent=2) + "\n", encoding="utf-8")
         unfinished.replace(folder / FACTS)
 
     def check(self, folder: str | Path) -> None:
@@ -147,10 +152,14 @@ class TrainedWeights:
         return how_to_load(self.pipe, dict(self.module.items()), self.kind, self._base_dtype, where, pipeline)
 
     def _facts(self) -> dict[str, Any]:
-        lora = None
+        lora, files = None, list(self.names)
         if self.kind == "lora":
             lora = {name: adapters.described(adapters.config_of(part)) for name, part in self.module.items()}
-        return {"kind": self.kind, "components": list(self.names), "base": self.base, "lora": lora}
+            files = []
+            for name, part in self.module.items():
+                place = adapters.place_of(self.pipe, name, part)
+                files += [place.file, *([f"{name}/adapter_config.json"] if place.loader == "peft" else [])]
+        return {"kind": self.kind, "components": list(self.names), "files": files, "base": self.base, "lora": lora}
 
     def _read(self, folder: Path) -> dict[str, dict[str, Tensor]]:
         """Component -> its weights in the folder, compared with what is here."""

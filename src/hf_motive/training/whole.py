@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ MAX_SHARD = "5GB"
 #: Names of the files, as diffusers looks for them.
 _PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
 _INDEX = "diffusion_pytorch_model.safetensors.index.json"
+_OURS = re.compile(r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files in the folder of a whole model that `save_whole` writes, or wrote: all shards, of any number."""
+    return [path for path in sorted(folder.glob("*")) if _OURS.fullmatch(path.name) and path.is_file()]
 
 
 def save_whole(part: Any, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
