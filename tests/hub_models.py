@@ -21,6 +21,11 @@ NEVER = (
     *("runs/log/events.out.tfevents", "optimizer.pt", "training_args.bin", "trainer_state.json", "rng_state_0.pth"),
     *("ema.safetensors", "samples/step-0/samples.json", "samples/index.html", "notes.txt", ".hidden", "cache.arrow"),
     *("encodings/data.safetensors", "transformer/weights.pt", "transformer/.partial"),
+    # Weights of other trainings, and of a person.
+    *("pytorch_lora_weights_transformer_2.safetensors", "pytorch_lora_weights_mine.safetensors"),
+    *("transformer_2/config.json", "transformer_2/diffusion_pytorch_model.safetensors", "unet/adapter_config.json"),
+    *("unet/adapter_model.safetensors", "transformer/adapter_model.safetensors", "diffusers.safetensors"),
+    *("transformer/model.fp16.safetensors", "old/model.safetensors"),
 )
 CAPTIONS = ("a square goes left", "a square goes | right")
 
@@ -62,10 +67,21 @@ def a_model(folder: Path, kind: str = "lora", base: str | None = None, base_is_h
     else:
         pipe.save_pretrained(folder)
         how = 'from diffusers import WanPipeline\n\npipe = WanPipeline.from_pretrained("{repo_id}")'
-        for path in (folder / "model_index.json", folder / "transformer" / "config.json"):  # as a loaded one says it
-            said = json.loads(path.read_text()) | {"_name_or_path": "/home/somebody/models/tiny-wan"}
-            path.write_text(json.dumps(said, indent=2))
+        place = "/home/somebody/models/tiny-wan"  # as a loaded one says it
+        for path, more in {
+            "model_index.json": {"_name_or_path": place},
+            "transformer/config.json": {"_name_or_path": place},
+            "text_encoder/config.json": {"text_config": {"_name_or_path": place, "list": [f"{place}/x"]}},
+            "tokenizer/tokenizer_config.json": {
+                "tokenizer_file": f"{place}/tokenizer/tokenizer.json",
+                "special_tokens_map_file": f"{place}/special_tokens_map.json",
+                "vocab_file": f"{place}/spiece.model",
+                "chat_template": "{% if '/think' in text %}",
+            },
+        }.items():
+            (folder / path).write_text(json.dumps(json.loads((folder / path).read_text()) | more, indent=2))
     weights = {"kind": kind if kind == "lora" else "full", "components": ["transformer"], "base": {"transformer": "0"}}
+    weights["files"] = ["pytorch_lora_weights.safetensors" if kind == "lora" else "transformer"]
     (folder / "weights.json").write_text(json.dumps(weights))
     facts = some_facts(
         base_model=base, base_is_hub=base_is_hub, kind="lora" if kind == "lora" else "full", how_to_load=how
@@ -78,12 +94,23 @@ def a_model(folder: Path, kind: str = "lora", base: str | None = None, base_is_h
     return facts
 
 
-def litter(folder: Path) -> None:
-    """What a training leaves beside its model."""
+#: What is left of a training of another kind, by the kind of the model that is there.
+LEFT = {
+    "lora": ("model_index.json", "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
+             "transformer/diffusion_pytorch_model.safetensors", "transformer/config.json"),
+    "full": ("pytorch_lora_weights.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.safetensors"),
+    "pipeline": ("pytorch_lora_weights.safetensors",),
+}  # fmt: skip
+
+
+def litter(folder: Path, kind: str) -> None:
+    """What a training leaves beside its model, and what others have left."""
+    for name in LEFT[kind]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"never published")
     for name in NEVER:
-        if "/" not in name or name.split("/")[0] != "transformer" or (folder / "transformer").exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(b"never published")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"never published")
 
 
 def some_facts(**more: Any) -> ModelFacts:

@@ -59,7 +59,7 @@ def local(tmp_path_factory):
     folder = tmp_path_factory.mktemp("my models")
     for kind in ("lora", "full", "pipeline"):
         a_model(folder / kind, kind)
-        litter(folder / kind)
+        litter(folder / kind, kind)
     return folder
 
 
@@ -115,6 +115,17 @@ def test_nothing_else_is_published(hub, client, local, kind):
             assert said not in data, path
     if kind == "pipeline":
         assert json.loads(files["transformer/config.json"])["_name_or_path"] == "tiny-wan"
+        inner = json.loads(files["text_encoder/config.json"])["text_config"]
+        assert (inner["_name_or_path"], inner["list"]) == ("tiny-wan", ["x"])
+        said = json.loads(files["tokenizer/tokenizer_config.json"])
+        assert said["vocab_file"] == "spiece.model" and said["chat_template"] == "{% if '/think' in text %}"
+        here = json.loads((local / kind / "tokenizer" / "tokenizer_config.json").read_text())
+        assert {name for name in here if said[name] != here[name]} == {
+            "tokenizer_file", "special_tokens_map_file", "vocab_file"
+        }  # fmt: skip
+        for name in files:
+            if name.endswith("tokenizer.json"):
+                assert files[name] == (local / kind / name).read_bytes()
 
 
 def test_what_the_header_says(hub, client, local):
@@ -155,6 +166,7 @@ def test_weights_of_another_kind_and_old_samples_go(hub, client, local, tmp_path
     said["widget"] = [*said["widget"], {"text": "theirs", "output": {"url": "samples/theirs.mp4"}}]
     files = {"README.md": f"---\n{yaml.safe_dump(said)}---\n{text}\n## Of our own\n"}
     files |= {"samples/theirs.mp4": "a clip", "notes.md": "theirs", "transformer/theirs.txt": "theirs"}
+    files |= {"pytorch_lora_weights_theirs.safetensors": "theirs"}
     # What another tool left there would be loaded in place of ours.
     files["transformer/diffusion_pytorch_model.safetensors.index.json"] = '{"weight_map": {"a": "b.safetensors"}}'
     client.value("edit", files=files, kind="model", **push)
@@ -321,7 +333,16 @@ def test_folders_that_are_not_whole(local, tmp_path):
     cut.write_bytes(cut.read_bytes()[:-100])
     index = broken("full", "no-shard") / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text('{"weight_map": {"a": "diffusion_pytorch_model-00002-of-00002.safetensors"}}')
+    (broken("pipeline", "killed") / "weights.json").unlink()
+    (broken("lora", "of-another") / "weights.json").write_bytes((local / "full" / "weights.json").read_bytes())
+    for name, part in (("shard", "transformer"), ("frozen-shard", "vae")):
+        loose = broken("pipeline", name) / part / "diffusion_pytorch_model.safetensors"
+        loose.rename(loose.with_name("diffusion_pytorch_model-00001-of-00002.safetensors"))
     for name, kind, said in (
+        ("killed", FileNotFoundError, "no weights.json, which is written last of all"),
+        ("of-another", ValueError, "says lora of transformer, and they are full of transformer. Save the model again"),
+        ("shard", FileNotFoundError, "00001-of-00002.safetensors is one of several files .* no index"),
+        ("frozen-shard", FileNotFoundError, "00001-of-00002.safetensors is one of several files .* no index"),
         ("nowhere", FileNotFoundError, "has no model.json, of which the card is made"),
         ("no-facts", FileNotFoundError, r"give the folder in which a training ended, or write one by .*ModelFacts"),
         ("other-facts", ValueError, 'model.json cannot be read: it is not of "format"'),

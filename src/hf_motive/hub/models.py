@@ -8,13 +8,14 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from .card_text import settings_json
 from .model_card import model_card, theirs
 from .model_facts import FACTS, ModelFacts
-from .published import provenance
+from .published import provenance, without_folders
 from .repository import Repository
 from .retries import scrub
 
@@ -22,12 +23,15 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS = "weights.json"
 _PIPELINE = "model_index.json"
-_LORA = re.compile(r"pytorch_lora_weights(_\w+)?\.safetensors")
+_LORA = "pytorch_lora_weights.safetensors"
+_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
+_INDEX = re.compile(r"\.safetensors\.index(\.\w+)?\.json$")
 # Pickles, which run code when they are loaded, and what a training keeps for itself.
 _NEVER = re.compile(r"\..*|.*\.(pt|pth|bin|pkl|pickle|ckpt|partial|tmp)|.*\.incomplete", re.IGNORECASE)
 # What diffusers and transformers would look for beside, or before, the files that are pushed.
 _LOADED = re.compile(r"(diffusion_pytorch_model|pytorch_model|model|pytorch_lora_weights)[\w.-]*")
 _NAMED = ("_name_or_path", "name_or_path", "base_model_name_or_path")
+_WORDS = re.compile(r"chat_template|added_tokens_decoder|content|\w*_tokens?")
 
 
 def push_model(
@@ -95,7 +99,7 @@ def push_model(
     def stale(path: str) -> bool:
         place, _, name = path.rpartition("/")
         beside = place in places and _LOADED.fullmatch(name) is not None
-        return path in its_files or beside or _LORA.fullmatch(path) is not None
+        return path in its_files or beside or path == _LORA  # which a pipeline would load by itself
 
     repo.push_card(
         card, data=lambda: [copy.copy(operation) for operation in operations], stale=stale, message=commit_message
@@ -129,42 +133,71 @@ def published_files(folder: str | os.PathLike[str], facts: ModelFacts) -> dict[s
 
     Raises:
         FileNotFoundError: There are no weights of a component that was trained, or not all of them.
-        ValueError: A file of weights is cut short.
+        ValueError: A file of weights is cut short; or `weights.json` and the facts are not of the same training.
     """
     folder = Path(folder)
-    if (folder / _PIPELINE).is_file():
-        found = {path.name: path for path in (folder / _PIPELINE, folder / WEIGHTS) if path.is_file()}
-        index = json.loads((folder / _PIPELINE).read_text(encoding="utf-8"))
-        parts = [name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None]
-    elif not (folder / WEIGHTS).is_file():
+    if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(
             f"{folder} has no {WEIGHTS}, which is written last of all: the model in it is not whole. Save it again by "
             "MotiveTrainer.save_model"
         )
-    else:
-        found = {WEIGHTS: folder / WEIGHTS}
-        parts = facts.components
-    for part in parts:
-        found |= {f"{part}/{path.relative_to(folder / part).as_posix()}": path for path in _below(folder / part)}
-    if facts.kind == "lora":
-        found |= {path.name: path for path in sorted(folder.glob("*.safetensors")) if _LORA.fullmatch(path.name)}
-    weights = [path for path in found if path.endswith(".safetensors")]
-    of = {"": [path for path in weights if "/" not in path]}
-    of |= {part: [path for path in weights if path.startswith(f"{part}/")] for part in facts.components}
-    without = [part for part in facts.components if not of[part]]
-    if without and not (facts.kind == "lora" and of[""]):
+    said = json.loads((folder / WEIGHTS).read_text(encoding="utf-8"))
+    if (said["kind"], said["components"]) != (facts.kind, facts.components):
+        raise ValueError(
+            f"{folder / FACTS} is of another training than the weights beside it: it says {facts.kind} of "
+            f"{', '.join(facts.components)}, and they are {said['kind']} of {', '.join(said['components'])}. Save the "
+            "model again by MotiveTrainer.save_model"
+        )
+    # What these weights are, and nothing that another training, or a person, left beside them.
+    found = {WEIGHTS: folder / WEIGHTS}
+    of = {part: _weights_of(folder, part, said) for part in said["components"]}
+    for paths in of.values():
+        found |= {path: folder / path for path in paths}
+    if said["kind"] == "full" and (folder / _PIPELINE).is_file():
+        found[_PIPELINE] = folder / _PIPELINE
+        index = json.loads((folder / _PIPELINE).read_text(encoding="utf-8"))
+        parts = [name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None]
+        for part in set(parts) - of.keys():
+            found |= {f"{part}/{path.relative_to(folder / part).as_posix()}": path for path in _below(folder / part)}
+    without = [part for part, paths in of.items() if not any(path.endswith(".safetensors") for path in paths)]
+    if without:
         raise FileNotFoundError(
             f"{folder} has no weights (.safetensors) of {', '.join(without)}: give the folder in which a training "
             "ended; MotiveTrainer.save_model writes them there"
         )
-    for path in weights:
-        _check_whole(found[path])
-    for path in [path for path in found if path.endswith(".safetensors.index.json")]:
+    _check_shards(found)
+    for path in found:
+        if path.endswith(".safetensors"):
+            _check_whole(found[path])
+    return found | {path: folder / path for path in facts.paths() if (folder / path).is_file()}
+
+
+def _weights_of(folder: Path, part: str, said: Mapping[str, Any]) -> list[str]:
+    """The files of a denoiser that was trained, below the folder: as `weights.json` has them, where it does."""
+    from ..training import adapters, whole
+
+    if said["kind"] == "full":
+        return [f"{part}/{path.name}" for path in whole.files_of(folder / part)]
+    written = said.get("files", adapters.files_of(part))
+    return [file for file in adapters.files_of(part) if file in written and (folder / file).is_file()]
+
+
+def _check_shards(found: Mapping[str, Path]) -> None:
+    """All files that an index names are there; and none is a part of weights of which there is no index."""
+    indexed = set()
+    for path in [path for path in found if _INDEX.search(path)]:
+        place = path.rpartition("/")[0]
         shards = set(json.loads(found[path].read_text(encoding="utf-8"))["weight_map"].values())
-        missing = sorted(shard for shard in shards if f"{path.rsplit('/', 1)[0]}/{shard}" not in found)
+        missing = sorted(shard for shard in shards if f"{place}/{shard}" not in found)
         if missing:
             raise FileNotFoundError(f"{found[path]} names weights that are not there: {', '.join(missing)}")
-    return found | {path: folder / path for path in facts.paths() if (folder / path).is_file()}
+        indexed |= {f"{place}/{shard}" for shard in shards}
+    loose = [path for path in found if _SHARD.search(path) and path not in indexed]
+    if loose:
+        raise FileNotFoundError(
+            f"{found[loose[0]]} is one of several files of weights, and no index beside it names it: the model is not "
+            "whole. Save it again by MotiveTrainer.save_model"
+        )
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -189,19 +222,29 @@ def _published_text(path: str, file: Path) -> str | None:
     """A configuration without folders of this machine; None where it may go as it is."""
     if file.stat().st_size > 2**24 or path.endswith(".safetensors.index.json"):
         return None
-    text = file.read_text(encoding="utf-8")
-    said = json.loads(text)
+    said = json.loads(file.read_text(encoding="utf-8"))
+    name = path.rpartition("/")[2]
     if path == WEIGHTS:
         clean = json.loads(settings_json(said))
-    elif isinstance(said, dict):
-        clean = said | {
-            name: provenance({"pipeline": said[name]})["pipeline"]
-            for name in _NAMED
-            if isinstance(said.get(name), str)
-        }
-    else:
+    elif name.endswith("config.json") or name in (_PIPELINE, "special_tokens_map.json"):
+        clean = _without_places(said)
+    else:  # a vocabulary, in which a word may look like a path
         return None
     return None if clean == said else json.dumps(clean, indent=2, ensure_ascii=False) + "\n"
+
+
+def _without_places(value: Any, name: str = "") -> Any:
+    """JSON values with the last name of each path, but for what a tokenizer takes by the letter."""
+    if _WORDS.fullmatch(name):
+        return value
+    if isinstance(value, Mapping):
+        return {inner: _without_places(said, inner) for inner, said in value.items()}
+    if isinstance(value, list):
+        return [_without_places(inner, name) for inner in value]
+    if not isinstance(value, str):
+        return value
+    # The name of a model of the Hub, where it was loaded from the Hub's cache.
+    return without_folders(str(provenance({"pipeline": value})["pipeline"]) if name in _NAMED else value)
 
 
 def _earlier(text: str | None) -> tuple[ModelFacts | None, set[str]]:
