@@ -115,6 +115,37 @@ def test_the_lines_name_a_precision_and_a_place():
     )
 
 
+@pytest.mark.parametrize("config", [None, lora()], ids=["whole", "lora"])
+@pytest.mark.parametrize("name", ["wan2.1", "wan2.1-modular"])
+def test_the_lines_keep_the_precision_of_each_part(name, config, tmp_path):
+    pipe = variants()[name].build()
+    pipe.to(torch.bfloat16)
+    pipe.save_pretrained(str(tmp_path / "base"))
+    pipe.vae.to(torch.float32)
+    trained = TrainedWeights(pipe, peft_config=config)
+    code = trained.how_to_load(str(tmp_path / "kept"), str(tmp_path / "base"))
+    assert 'torch_dtype={"default": torch.bfloat16, "vae": torch.float32}' in code
+    trained.save(tmp_path / "kept")
+    lines: dict[str, Any] = {}
+    exec(code, lines)
+    dtypes = {part: getattr(lines["pipe"], part).dtype for part in ("vae", "text_encoder", "transformer")}
+    assert dtypes == {"vae": torch.float32, "text_encoder": torch.bfloat16, "transformer": torch.bfloat16}
+
+    pipe = wan22.build(torch.bfloat16)
+    pipe.transformer_2.to(torch.float32)
+    code = TrainedWeights(pipe, peft_config=config).how_to_load("a/b", "c/d")
+    if config is None:
+        assert 'transformer = WanTransformer3DModel.from_pretrained("a/b", subfolder="transformer", torch' in code
+        assert 'WanTransformer3DModel.from_pretrained("a/b", subfolder="transformer_2")' in code
+    else:
+        assert '("c/d", torch_dtype={"default": torch.bfloat16, "transformer_2": torch.float32})' in code
+
+
+def test_the_lines_of_a_pipeline_without_a_name():
+    lines = TrainedWeights(wan.build(), peft_config=lora()).how_to_load("a/b", "")
+    assert 'WanPipeline.from_pretrained("PUT THE BASE MODEL HERE")' in lines
+
+
 # ----------------------------------------------------------------------------------------------------- what is trained
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +12,29 @@ from torch import nn
 
 from hf_motive.training.adapters import place_of
 
+#: Stands in the code for a pipeline that has neither an id nor a folder.
+NO_NAME = "PUT THE BASE MODEL HERE"
+
+
+def dtypes_of(pipeline: Any) -> dict[str, torch.dtype]:
+    """Component -> the precision of its weights, of those that have any."""
+    found = {}
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module):
+            every = Counter(weight.dtype for weight in part.parameters() if weight.is_floating_point())
+            dtype = getattr(part, "dtype", None)
+            if every:  # a part may keep a few of its layers in float32, whatever it is loaded in
+                found[name] = dtype if dtype in every else every.most_common(1)[0][0]
+    return found
+
 
 def how_to_load(
-    pipeline_here: Any, denoisers: Mapping[str, nn.Module], kind: str, dtype: torch.dtype, where: str, pipeline: str
+    pipeline_here: Any,
+    denoisers: Mapping[str, nn.Module],
+    kind: str,
+    dtypes: Mapping[str, torch.dtype],
+    where: str,
+    pipeline: str,
 ) -> str:
     """Lines that end with `pipe`, ready to generate.
 
@@ -21,19 +42,25 @@ def how_to_load(
         pipeline_here: The pipeline whose denoisers were trained.
         denoisers: Those that were, by name.
         kind: "full" or "lora".
-        dtype: Of the pipeline before the training.
+        dtypes: Of the pipeline's components before the training.
         where: Folder or Hub id of the weights.
-        pipeline: Folder or Hub id of the pipeline that was trained.
+        pipeline: Folder or Hub id of the pipeline that was trained; "" where it has neither.
     """
+    pipeline = pipeline or NO_NAME
+    default = dtypes.get(next(iter(denoisers)), torch.float32)
+    given_whole = denoisers if kind == "full" else {}
+    others = {name: dtype for name, dtype in dtypes.items() if dtype != default and name not in given_whole}
     kept = json.dumps(where)
     modular = hasattr(pipeline_here, "load_components")
     classes = ["diffusers.ModularPipeline" if modular else _path(type(pipeline_here))]
-    options = "" if dtype == torch.float32 else f", torch_dtype={dtype}"
+    of_all = ", torch_dtype={" + ", ".join(f'"{n}": {d}' for n, d in {"default": default, **others}.items()) + "}"
+    options = of_all if others else _option(default)
     before, arguments, after = [], [], []
     for name, part in denoisers.items():
         if kind == "full":
             classes.append(_path(type(part)))
-            before.append(f'{name} = {type(part).__name__}.from_pretrained({kept}, subfolder="{name}"{options})')
+            own = _option(dtypes.get(name, default))
+            before.append(f'{name} = {type(part).__name__}.from_pretrained({kept}, subfolder="{name}"{own})')
             arguments.append(f"{name}={name}")
             continue
         place = place_of(pipeline_here, name, part)
@@ -55,13 +82,17 @@ def how_to_load(
         load += [f"pipe.update_components({', '.join(arguments)})"] if arguments else []
     else:
         load = [f"pipe = {type(pipeline_here).__name__}.from_pretrained({json.dumps(pipeline)}{given}{options})"]
-    imports = ["import torch"] if options else []
+    imports = ["import torch"] if "torch_dtype=" in "".join([*before, *load]) else []
     modules = {
         module: sorted({name for path in classes for m, _, name in [path.rpartition(".")] if m == module})
         for module in sorted({path.rpartition(".")[0] for path in classes})
     }
     imports += [f"from {module} import {', '.join(names)}" for module, names in modules.items()]
     return "\n".join([*imports, "", *before, *load, *after])
+
+
+def _option(dtype: torch.dtype) -> str:
+    return "" if dtype == torch.float32 else f", torch_dtype={dtype}"
 
 
 def _path(kind: type) -> str:

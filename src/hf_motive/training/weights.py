@@ -17,7 +17,7 @@ from hf_motive.pipelines import digest
 from hf_motive.pipelines.step import find_denoisers
 from hf_motive.training import adapters, leftovers
 from hf_motive.training.denoisers import Denoisers
-from hf_motive.training.loading import how_to_load
+from hf_motive.training.loading import dtypes_of, how_to_load
 from hf_motive.training.sharding import as_placed
 from hf_motive.training.whole import read_whole, save_whole
 
@@ -73,8 +73,7 @@ class TrainedWeights:
             "model": digest.model(digests),
             "components": {name: digests[name] for name in chosen},
         }
-        first: Any = next(iter(chosen.values()))
-        self._base_dtype = first.dtype
+        self._dtypes = dtypes_of(pipe)
         for part in pipe.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False)
@@ -147,9 +146,9 @@ class TrainedWeights:
 
         Args:
             where: Folder or Hub id of what was saved.
-            pipeline: Folder or Hub id of the pipeline that was trained.
+            pipeline: Folder or Hub id of the pipeline that was trained; "" where it has neither.
         """
-        return how_to_load(self.pipe, dict(self.module.items()), self.kind, self._base_dtype, where, pipeline)
+        return how_to_load(self.pipe, dict(self.module.items()), self.kind, self._dtypes, where, pipeline)
 
     def _facts(self) -> dict[str, Any]:
         lora, files = None, list(self.names)
