@@ -94,6 +94,32 @@ def test_all_weights_on_all_clips(folder, clips_of):
     assert metadata(text)["base_model_relation"] == "finetune" and "datasets" not in metadata(text)
 
 
+def test_clips_that_could_not_be_used_were_not_chosen_from(folder):
+    text = model_card(plain(clips=9, clips_of=10, selection=None), folder, "me/mine").text
+    assert "trained on 9 clips of `tester/all-clips`.**" in text and "Whether this choice" not in text
+    assert "| Clips | 9 of 10 |\n| Could not be used | 1 |\n| Chosen | all were taken |" in text
+    text = model_card(plain(clips=9, clips_of=10), folder, "me/mine").text
+    assert "chosen out of 10.** The best tenth" in text and "Could not be used" not in text
+    assert "Whether this choice" in text
+
+
+def test_a_base_without_a_name(folder):
+    load = 'pipe = WanPipeline.from_pretrained("PUT THE BASE MODEL HERE")\npipe.load({repo_id!r}, prefix="")'
+    for kind, opening in (
+        ("lora", "**A LoRA for a model that is not named here, trained on 24"),
+        ("full", "**A model that is not named here, fine-tuned on 24"),
+    ):
+        facts = plain(base_model="", base_is_hub=False, how_to_load=load, kind=kind)
+        text = model_card(facts, folder, "me/mine").text
+        assert opening in text and "``" not in text.replace("```", "")
+        assert "| Base model | a model that is not named here |" in text and "- The base model is still in it" in text
+        assert "`base_model=` was not given to the training. Put its id or its folder" in text
+        assert 'prefix=""' in text and "was a folder on the machine" not in text
+        assert "base_model" not in metadata(text) and facts.published().base_model == ""
+        assert hub_validation.validate(text, "model") == ([], [])
+    assert "base_model=" not in model_card(plain(), folder, "me/mine").text
+
+
 @pytest.mark.parametrize("tag", ["text-to-video", "image-to-video", "video-to-video"])
 @pytest.mark.parametrize("license", [None, "apache-2.0", "My own (v2)"])
 def test_metadata_that_the_hub_accepts(folder, tag, license):

@@ -82,7 +82,7 @@ def model_card(
     head = header(absent, ours, kept, license or (facts.license if unsaid else None))
 
     title = repo_id.rstrip("/").rsplit("/", 1)[-1]
-    base = code(facts.base_model)
+    base = code(facts.base_model) if facts.base_model else "a model that is not named here"
     text = _render(
         template or "model.md",
         head,
@@ -92,7 +92,8 @@ def model_card(
         gallery=bool(own.get("widget")),
         code=facts.how_to_load.replace("{repo_id}", repo_id).replace("```", "").strip("\n"),
         base=base,
-        local_base=not facts.base_is_hub and facts.base_model in facts.how_to_load,
+        unnamed=not facts.base_model,
+        local_base=bool(facts.base_model) and not facts.base_is_hub and facts.base_model in facts.how_to_load,
         samples=[
             {"caption": markdown(s["caption"])} | {end: _link(s.get(end)) for end in ENDS_OF_A_SAMPLE} for s in samples
         ],
@@ -184,7 +185,7 @@ def write_card(
 
 def _opening(facts: ModelFacts, base: str) -> str:
     chosen = _chosen(facts)
-    what = f"A LoRA for {base}" if facts.kind == "lora" else f"{base}, fine-tuned"
+    what = f"A LoRA for {base}" if facts.kind == "lora" else f"{base[0].upper()}{base[1:]}, fine-tuned"
     corpus = f" of {code(corpus_name(facts.corpus))}" if facts.corpus else ""
     on = f" on {clips(facts.clips)}{corpus}" if facts.clips is not None else f" on clips{corpus}"
     trained = ", trained" if facts.kind == "lora" else ""
@@ -195,7 +196,14 @@ def _opening(facts: ModelFacts, base: str) -> str:
 
 
 def _chosen(facts: ModelFacts) -> bool:
-    return bool(facts.selection) or (facts.clips_of is not None and facts.clips_of != facts.clips)
+    return bool(facts.selection)
+
+
+def _unused(facts: ModelFacts) -> int:
+    """How many clips could not be used, as far as is known: where none were chosen, all that are missing."""
+    if facts.selection or facts.clips is None or facts.clips_of is None:
+        return 0
+    return max(0, facts.clips_of - facts.clips)
 
 
 def _origin(facts: ModelFacts, base: str) -> list[tuple[str, str]]:
@@ -210,7 +218,8 @@ def _origin(facts: ModelFacts, base: str) -> list[tuple[str, str]]:
         ("Trained", f"{kind} {parts}" if parts else ""),
         ("Corpus", code(corpus_name(facts.corpus)) if facts.corpus else "not said"),
         ("Clips", "" if facts.clips is None else f"{facts.clips:,}{of}"),
-        ("Chosen", markdown(facts.selection) if facts.selection else "" if _chosen(facts) else "all were taken"),
+        ("Could not be used", f"{_unused(facts):,}" if _unused(facts) else ""),
+        ("Chosen", markdown(facts.selection) if facts.selection else "all were taken"),
         ("The chosen clips", linked),
         *((f"Scores: {markdown(name)}", code(_said(value))) for name, value in (facts.scores or {}).items() if value),
     ]

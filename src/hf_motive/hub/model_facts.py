@@ -27,7 +27,7 @@ class ModelFacts:
     """How a model came to be, and where the pictures of it are: JSON values and paths below its folder.
 
     Args:
-        base_model: What was trained on: an id of the Hub, or the name of a folder.
+        base_model: What was trained on: an id of the Hub, or the name of a folder; "" where it has neither.
         pipeline_class: The pipeline's class, by name.
         kind: "full": the denoisers themselves; "lora": adapters to them.
         components: Names of the denoisers that were trained.
@@ -36,7 +36,8 @@ class ModelFacts:
         pipeline_tag: The Hub's name of the task.
         corpus: What was trained on, by id or name.
         clips: How many clips were trained on.
-        clips_of: Out of how many they were chosen; None where all were taken.
+        clips_of: Out of how many they were chosen, or, without `selection`, of how many they are those that could be
+            used; None where that is not known.
         selection: One sentence of how they were chosen; None where all were taken.
         curated_dataset: The id under which those clips are on the Hub, or None.
         scores: Name -> what the scores came from (digests of settings, queries, model), or None.
@@ -138,9 +139,9 @@ class ModelFacts:
 
     def published(self) -> ModelFacts:
         """The same without folders of this machine: of a path the last name stays."""
-        base = str(provenance({"pipeline": self.base_model})["pipeline"])
+        base = str(provenance({"pipeline": self.base_model})["pipeline"]) if self.base_model else ""
         code = self.how_to_load
-        if not self.base_is_hub:  # its place may be written as people do, from where they stood
+        if self.base_model and not self.base_is_hub:  # its place may be written as people do, from where they stood
             code = re.sub(
                 rf"(['\"])(?:[^'\"\n]*[/\\])?{re.escape(file_name(self.base_model))}[/\\]?\1", rf"\g<1>{base}\1", code
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..pipelines.conditioning import FRAME_ARGUMENTS
@@ -77,12 +76,15 @@ def facts(trainer: MotiveTrainer) -> ModelFacts:
         "average of the weights": f"decay {args.ema_decay}" if args.ema else "no",
         "seed": args.seed,
     }
+    over = state.global_step >= state.max_steps or trainer.control.should_training_stop
+    if args.load_best_model_at_end and state.best_global_step and over:  # until then they are the latest
+        training["the best step, whose weights these are"] = state.best_global_step
     if trainer.peft_config is not None:
         lora = trainer.peft_config
         training |= {"LoRA rank": lora.r, "LoRA alpha": lora.lora_alpha, "LoRA dropout": lora.lora_dropout}
     return ModelFacts(
         base_model=trainer.base_model,
-        base_is_hub=not Path(trainer.base_model).exists(),
+        base_is_hub=trainer.base_is_hub,
         pipeline_class=type(trainer.pipe).__name__,
         pipeline_tag=_tag(trainer),
         kind=weights.kind,
