@@ -60,7 +60,7 @@ class Loop:
     def __init__(self, trainer: MotiveTrainer, by_hand: bool):
         self.trainer = trainer
         self.parameters = [p for p in trainer.weights.module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, weight_decay=0.0, fused=True)
         rows = len(trainer.train_dataset)
         self.draws = ((draw, draw % rows) for draw in itertools.count())
         self.loss = self._by_hand if by_hand else trainer.clip_loss
