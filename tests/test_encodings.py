@@ -298,6 +298,45 @@ def test_what_changes_the_digest(encoder, tmp_path):
     assert len(set(masks)) == len(masks) and masks[0] == encoder.mask_digest and masks[-1] == ""
 
 
+def test_what_is_set_without_a_weight_changes_the_digest():
+    """Tiling gives other latents, a tokenizer another prompt, an adapter that is off another text."""
+    pipe = wan.build()
+    encoder = ClipEncoder(PipelineStep(pipe, **SHAPE, check=False), STANDARD)
+    digests = [encoder.digest]
+    assert encoder.digest == digests[0]
+    pipe.vae.enable_tiling()
+    digests.append(encoder.digest)
+    pipe.tokenizer.padding_side = "left" if pipe.tokenizer.padding_side == "right" else "right"
+    encoder._known = None
+    digests.append(encoder.digest)
+    with torch.no_grad():  # in place: the encoder that has digested the weights before must see it, too
+        next(pipe.text_encoder.parameters()).mul_(1.01)
+    digests.append(encoder.digest)
+    assert len(set(digests)) == len(digests)
+
+
+def test_a_use_of_the_tokenizer_changes_no_digest():
+    pipe = wan.build()
+    encoder = ClipEncoder(PipelineStep(pipe, **SHAPE, check=False), STANDARD)
+    first = encoder.digest
+    pipe.tokenizer(["a", "longer than that"], padding="max_length", max_length=9, truncation=True)
+    encoder._known = None
+    assert encoder.digest == first
+
+
+def test_an_adapter_that_is_off_is_another_model():
+    from peft import LoraConfig
+
+    from hf_motive.pipelines import digest
+
+    pipe = wan.build()
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    on = digest.weights(pipe)["transformer"], digest.model({"transformer": pipe.transformer})
+    pipe.transformer.disable_adapters()
+    off = digest.weights(pipe)["transformer"], digest.model({"transformer": pipe.transformer})
+    assert on[0] != off[0] and on[1] != off[1]
+
+
 # ----------------------------------------------------------------------------------------------------------- the cache
 
 

@@ -73,31 +73,46 @@ class ClipEncoder:
         if columns is None and step._conditioning.given is None and (weigh is None or weigh_settings is not None):
             columns = ()
         self.columns = columns
+        self._known: tuple[list[Any], dict[str, Any]] | None = None
 
     # ------------------------------------------------------------------------------------------------- what it is
 
-    @cached_property
+    @property
     def settings(self) -> dict[str, Any]:
         """What an encoding depends on, its mask aside, as JSON values.
 
         The denoiser's weights are not among them: encodings outlive its training. Nor is what the clip is conditioned
         on: an answer knows its question, and one that is not found is asked for anew.
         """
+        parts = self.step.pipeline.components.items()
+        frozen = {k: v for k, v in parts if isinstance(v, nn.Module) and k not in self.step.denoisers}
+        # Digesting the weights takes seconds: once, and again where a weight was written to or exchanged.
+        witness = [_witness(module) for module in frozen.values()]
+        if self._known is None or self._known[0] != witness:
+            self._known = witness, self._settings(frozen)
+        return self._known[1]
+
+    def _settings(self, frozen: dict[str, nn.Module]) -> dict[str, Any]:
         step = self.step
         switches = {k: v for k, v in step.pipeline.config.items() if type(v) in (bool, int, float, str)}
-        parts = step.pipeline.components.items()
-        frozen = {k: v for k, v in parts if isinstance(v, nn.Module) and k not in step.denoisers}
+        tools = {
+            name: digest.tool(part)
+            for name, part in step.pipeline.components.items()
+            if part is not None and not isinstance(part, nn.Module) and part is not step.pipeline.scheduler
+        }
         return {
             "hf-motive": __version__,
             "pipeline": type(step.pipeline).__name__,
             "pipeline_config": {k: v for k, v in switches.items() if not k.startswith("_")},
             "weights": digest.weights(SimpleNamespace(components=frozen)),
+            "switches": {name: digest.switches(module) for name, module in frozen.items()},
+            "tools": tools,
             "clip": self.standard.to_dict(),
             "call_kwargs": json.loads(digest.text(step.call_kwargs)),
             "require_caption": self.require_caption,
         }
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """16 hexadecimal digits of `settings`: equal digests, equal latents and answers."""
         return _digest(self.settings)
@@ -174,6 +189,12 @@ class ClipEncoder:
             mask_reason=mask_reason,
             settings=self.settings,
         )
+
+
+def _witness(module: nn.Module) -> list[Any]:
+    """Changes with every weight that is written to, exchanged or cast, and with each switch."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return [digest.switches(module), *((t.data_ptr(), t._version, t.dtype) for t in tensors)]
 
 
 def checked_caption(caption: str | None, required: bool) -> str:

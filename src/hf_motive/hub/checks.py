@@ -33,7 +33,9 @@ def check_rows(dataset: Any, video_column: str, caption_column: str) -> dict[str
 def _digests(dataset: Any, rows: Any = None) -> dict[str, set[str]]:
     """Column -> the digests in it, of those columns that are there."""
     if hasattr(dataset, "unique"):
-        found = {name: dataset.unique(name) for name in _DIGESTS if name in dataset.column_names}
+        found = {
+            name: dataset.select_columns([name]).unique(name) for name in _DIGESTS if name in dataset.column_names
+        }
     else:
         rows = _first(dataset) if rows is None else rows
         found = {name: [row[name] for row in rows if name in row] for name in _DIGESTS}

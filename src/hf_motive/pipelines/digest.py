@@ -30,7 +30,7 @@ def weights(pipeline: Any) -> dict[str, str]:
                 digest.update(_bytes(tensor))
         for key, layer in module.named_modules():
             if hasattr(layer, "scaling") and hasattr(layer, "active_adapters"):
-                digest.update(f"{key} {sorted(layer.active_adapters)} {text(layer.scaling)}".encode())
+                digest.update(f"{key} {sorted(layer.active_adapters)} {text(layer.scaling)}{_off(layer)}".encode())
         digests[name] = digest.hexdigest()[:16]
     return digests
 
@@ -47,7 +47,7 @@ def denoiser(module: nn.Module) -> str:
             digest.update(_bytes(tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor))
     for key, layer in module.named_modules():
         if hasattr(layer, "scaling") and hasattr(layer, "active_adapters"):
-            digest.update(f"{key} {sorted(layer.active_adapters)} {text(layer.scaling)}".encode())
+            digest.update(f"{key} {sorted(layer.active_adapters)} {text(layer.scaling)}{_off(layer)}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -55,6 +55,35 @@ def model(denoisers: Mapping[str, nn.Module | str]) -> str:
     """16 hex digits of the model that all denoisers of a pipeline are, from the denoisers or from their digests."""
     parts = {name: part if isinstance(part, str) else denoiser(part) for name, part in denoisers.items()}
     return hashlib.sha256(text(parts).encode()).hexdigest()[:16]
+
+
+def switches(module: nn.Module) -> dict[str, Any]:
+    """What is set on a module itself and stands in no weight, such as the tiling of a VAE, as JSON values."""
+    passing = ("training", "gradient_checkpointing")
+    return {
+        name: value
+        for name, value in sorted(vars(module).items())
+        if type(value) in (bool, int, float) and not name.startswith("_") and name not in passing
+    }
+
+
+def tool(part: Any) -> str:
+    """16 hex digits of a component without weights, a tokenizer or processor: of what it makes of its input."""
+    said: dict[str, Any] = {"class": type(part).__name__}
+    if hasattr(part, "backend_tokenizer"):
+        backend = json.loads(part.backend_tokenizer.to_str())
+        said["backend"] = {k: v for k, v in backend.items() if k not in ("padding", "truncation")}  # of its last call
+    elif hasattr(part, "to_dict"):
+        said["settings"] = {k: v for k, v in part.to_dict().items() if not isinstance(v, str) or "/" not in v}
+    for name in ("padding_side", "truncation_side", "model_max_length", "vocab_size", "pad_token_id", "eos_token_id"):
+        said[name] = getattr(part, name, None)
+    return hashlib.sha256(text(said).encode()).hexdigest()[:16]
+
+
+def _off(layer: Any) -> str:
+    """Of an adapter layer: nothing, or how its adapters are out of the way."""
+    merged = " ".join(map(str, getattr(layer, "merged_adapters", None) or ()))
+    return (" disabled" if getattr(layer, "disable_adapters", False) else "") + (f" merged {merged}" if merged else "")
 
 
 def text(value: Any) -> str:

@@ -62,7 +62,7 @@ def digests_of(dataset: Any) -> dict[str, str] | None:
 def _different(dataset: Any, column: str) -> list[str]:
     """The values of a text column, null apart, each once; of a stream those of its first row, for all have one."""
     if hasattr(dataset, "unique"):
-        values = dataset.unique(column)
+        values = dataset.select_columns([column]).unique(column)  # alone, or a selection's videos are copied
     else:
         values = [row[column] for row in dataset.select_columns([column]).take(1)]
     return sorted({value for value in values if value})
