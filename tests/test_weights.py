@@ -287,7 +287,8 @@ def test_what_another_training_left_in_the_folder_goes(tmp_path):
         (tmp_path / path).write_bytes(b"theirs")
     theirs.add("pytorch_lora_weights_mine.safetensors")
     TrainedWeights(wan22.build()).save(tmp_path)
-    (tmp_path / "model_index.json").write_text("{}")  # as a trainer that saves the whole pipeline does, after that
+    for index in ("model_index.json", "modular_model_index.json"):  # as a trainer that saves all does, after that
+        (tmp_path / index).write_text("{}")
     TrainedWeights(wan22.build(), peft_config=lora()).save(tmp_path)
     assert files_in(tmp_path) == theirs | {first, second, "weights.json"}
     TrainedWeights(wan22.build(), denoiser="transformer_2", peft_config=lora()).save(tmp_path)
@@ -321,6 +322,26 @@ def test_a_pipeline_of_a_person_in_the_folder_stays(config, tmp_path):
         trained.save(tmp_path)
         assert before <= files_in(tmp_path)
     WanPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["transformer", "pipeline"])
+def test_a_model_that_is_trained_on_in_its_own_folder_stays(where, tmp_path, monkeypatch):
+    """The output of one training is the base of the next, which is told to go to the same place."""
+    wan.build().save_pretrained(str(tmp_path / "base"))
+    TrainedWeights(wan.build()).save(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    if where == "pipeline":
+        wan.build().save_pretrained("run")
+        pipe = WanPipeline.from_pretrained("run")
+    else:
+        part = type(wan.build().transformer).from_pretrained("run", subfolder="transformer")
+        pipe = WanPipeline.from_pretrained("base", transformer=part)
+    before = files_in(tmp_path / "run")
+    trained = TrainedWeights(pipe, peft_config=lora())
+    monkeypatch.chdir("/")
+    for _ in range(2):
+        trained.save(tmp_path / "run")
+        assert files_in(tmp_path / "run") == before | {"pytorch_lora_weights.safetensors"}
 
 
 def test_many_files_then_one(tmp_path, monkeypatch):

@@ -18,13 +18,15 @@ NO_NAME = "PUT THE BASE MODEL HERE"
 
 def dtypes_of(pipeline: Any) -> dict[str, torch.dtype]:
     """Component -> the precision of its weights, of those that have any."""
-    found = {}
+    found: dict[str, torch.dtype] = {}
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
             every = Counter(weight.dtype for weight in part.parameters() if weight.is_floating_point())
             dtype = getattr(part, "dtype", None)
             if every:  # a part may keep a few of its layers in float32, whatever it is loaded in
-                found[name] = dtype if dtype in every else every.most_common(1)[0][0]
+                found[name] = (
+                    dtype if isinstance(dtype, torch.dtype) and dtype in every else every.most_common(1)[0][0]
+                )
     return found
 
 

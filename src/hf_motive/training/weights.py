@@ -73,7 +73,7 @@ class TrainedWeights:
             "model": digest.model(digests),
             "components": {name: digests[name] for name in chosen},
         }
-        self._dtypes = dtypes_of(pipe)
+        self._dtypes, self._sources = dtypes_of(pipe), leftovers.sources(pipe)
         for part in pipe.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False)
@@ -110,7 +110,7 @@ class TrainedWeights:
             states = {name: _of_component(name, part, state_dict) for name, part in self.module.items()}
         folder.mkdir(parents=True, exist_ok=True)
         # With the facts still there: a process that ends in here leaves the next one what it needs to go on.
-        theirs = leftovers.remove(folder, FACTS, self._facts()["files"])
+        theirs = leftovers.remove(folder, FACTS, self._facts()["files"], self._sources)
         (folder / FACTS).unlink(missing_ok=True)
         for name, part in self.module.items():
             if self.kind == "lora":
