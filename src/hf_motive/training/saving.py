@@ -103,7 +103,8 @@ class DiffusersTrainer(Trainer):
             if state.global_step >= self.args.max_steps:
                 of = f"step {state.global_step} of {self.args.max_steps}"
                 logger.warning("%s is at %s: it is loaded, and nothing is left to train", path.parent, of)
-                self._load_from_checkpoint(resume_from_checkpoint)
+                best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+                self._load_from_checkpoint(best if best and Path(best).is_dir() else resume_from_checkpoint)
                 self.state = state
                 self.show()
                 return TrainOutput(state.global_step, float("nan"), {})
