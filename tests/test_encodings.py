@@ -299,29 +299,63 @@ def test_what_changes_the_digest(encoder, tmp_path):
 
 
 def test_what_is_set_without_a_weight_changes_the_digest():
-    """Tiling gives other latents, a tokenizer another prompt, an adapter that is off another text."""
+    """Tiling gives other latents, a tokenizer another prompt, a configuration another layer."""
     pipe = wan.build()
     encoder = ClipEncoder(PipelineStep(pipe, **SHAPE, check=False), STANDARD)
     digests = [encoder.digest]
-    assert encoder.digest == digests[0]
+
+    def refreshed() -> str:
+        encoder.refresh()
+        return encoder.digest
+
+    assert refreshed() == digests[0]
     pipe.vae.enable_tiling()
-    digests.append(encoder.digest)
+    digests.append(refreshed())
     pipe.tokenizer.padding_side = "left" if pipe.tokenizer.padding_side == "right" else "right"
-    encoder._known = None
-    digests.append(encoder.digest)
-    with torch.no_grad():  # in place: the encoder that has digested the weights before must see it, too
+    digests.append(refreshed())
+    pipe.text_encoder.config.layer_norm_epsilon *= 2
+    digests.append(refreshed())
+    with torch.no_grad():  # in place: an encoder that has digested the weights before must see it, too
         next(pipe.text_encoder.parameters()).mul_(1.01)
-    digests.append(encoder.digest)
+    digests.append(refreshed())
+    pipe.text_encoder.encoder.final_layer_norm.weight.data = torch.zeros(pipe.text_encoder.config.d_model)
+    digests.append(refreshed())
     assert len(set(digests)) == len(digests)
+    pipe.text_encoder = None
+    assert refreshed() == digests[-1], "what is taken away once it is done has made what it has made"
 
 
-def test_a_use_of_the_tokenizer_changes_no_digest():
+def test_settings_are_those_of_the_pipeline_that_is_loaded_again(tmp_path):
+    pipe = wan.build()
+    pipe.save_pretrained(tmp_path)
+    again = type(pipe).from_pretrained(tmp_path)
+    one, other = (ClipEncoder(PipelineStep(p, **SHAPE, check=False), STANDARD) for p in (pipe, again))
+    assert one.settings == other.settings
+
+
+def test_a_use_of_the_pipeline_changes_no_digest(clips):
     pipe = wan.build()
     encoder = ClipEncoder(PipelineStep(pipe, **SHAPE, check=False), STANDARD)
     first = encoder.digest
     pipe.tokenizer(["a", "longer than that"], padding="max_length", max_length=9, truncation=True)
-    encoder._known = None
+    assert encoder(clips[0])["encoded_status"] == "ok"
+    encoder.refresh()
     assert encoder.digest == first
+
+
+def test_a_weight_that_is_changed_between_leaves_the_cache_clean(clips, encoder, tmp_path):
+    """Rows must not be kept under the digest of the weights that there were before."""
+    pipe = wan.build()
+    encoder = counted(pipe, tmp_path / "log", masks=False)
+    cache = tmp_path / "cache"
+    add_encodings(clips.select([0]), encoder, cache_dir=cache, progress=False)
+    with torch.no_grad():
+        pipe.text_encoder.shared.weight.mul_(3)
+    add_encodings(clips.select([1]), encoder, cache_dir=cache, progress=False)
+    assert encoder.count() == 2
+    fresh = counted(wan.build(), tmp_path / "log", masks=False)
+    add_encodings(clips.select([1]), fresh, cache_dir=cache, progress=False)
+    assert fresh.count() == 1, "what the changed weights made is not what these make"
 
 
 def test_an_adapter_that_is_off_is_another_model():

@@ -79,6 +79,7 @@ def add_encodings(
     given = undecoded(dataset, encoder.video_column, encoder.caption_column)
     if encoder.columns is not None:
         check_columns(given.features, encoder.video_column, encoder.caption_column, *encoder.columns)
+    encoder.refresh()
     if is_encoded(dataset, encoder):
         return dataset
 

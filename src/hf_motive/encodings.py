@@ -73,7 +73,8 @@ class ClipEncoder:
         if columns is None and step._conditioning.given is None and (weigh is None or weigh_settings is not None):
             columns = ()
         self.columns = columns
-        self._known: tuple[list[Any], dict[str, Any]] | None = None
+        self._known: dict[str, Any] | None = None
+        self._weights: dict[str, tuple[list[Any], dict[str, Any]]] = {}
 
     # ------------------------------------------------------------------------------------------------- what it is
 
@@ -82,30 +83,39 @@ class ClipEncoder:
         """What an encoding depends on, its mask aside, as JSON values.
 
         The denoiser's weights are not among them: encodings outlive its training. Nor is what the clip is conditioned
-        on: an answer knows its question, and one that is not found is asked for anew.
+        on: an answer knows its question, and one that is not found is asked for anew. As they were at the last
+        `refresh`, so that a text encoder that is taken away once it is done changes nothing.
         """
-        parts = self.step.pipeline.components.items()
-        frozen = {k: v for k, v in parts if isinstance(v, nn.Module) and k not in self.step.denoisers}
-        # Digesting the weights takes seconds: once, and again where a weight was written to or exchanged.
-        witness = [_witness(module) for module in frozen.values()]
-        if self._known is None or self._known[0] != witness:
-            self._known = witness, self._settings(frozen)
-        return self._known[1]
+        if self._known is None:
+            self.refresh()
+            assert self._known is not None
+        return self._known
 
-    def _settings(self, frozen: dict[str, nn.Module]) -> dict[str, Any]:
+    def refresh(self) -> None:
+        """Look at the frozen parts anew. Digesting weights takes seconds: only those that seem to be others."""
         step = self.step
-        switches = {k: v for k, v in step.pipeline.config.items() if type(v) in (bool, int, float, str)}
+        for name, part in step.pipeline.components.items():
+            if isinstance(part, nn.Module) and name not in step.denoisers:
+                witness = _witness(part)
+                if name not in self._weights or self._weights[name][0] != witness:
+                    self._weights[name] = witness, digest.weights(SimpleNamespace(components={name: part}))
+        frozen = {name: getattr(step.pipeline, name, None) for name in self._weights}
+        configurations = {name: digest.configuration(part) for name, part in frozen.items() if part is not None}
+        switches = {name: digest.switches(part) for name, part in frozen.items() if part is not None}
+        before = self._known or {"configurations": {}, "switches": {}}
         tools = {
             name: digest.tool(part)
             for name, part in step.pipeline.components.items()
             if part is not None and not isinstance(part, nn.Module) and part is not step.pipeline.scheduler
         }
-        return {
+        own = {k: v for k, v in step.pipeline.config.items() if type(v) in (bool, int, float, str)}
+        self._known = {
             "hf-motive": __version__,
             "pipeline": type(step.pipeline).__name__,
-            "pipeline_config": {k: v for k, v in switches.items() if not k.startswith("_")},
-            "weights": digest.weights(SimpleNamespace(components=frozen)),
-            "switches": {name: digest.switches(module) for name, module in frozen.items()},
+            "pipeline_config": {k: v for k, v in own.items() if not k.startswith("_")},
+            "weights": {name: value for _, found in self._weights.values() for name, value in found.items()},
+            "configurations": {**before["configurations"], **configurations},
+            "switches": {**before["switches"], **switches},
             "tools": tools,
             "clip": self.standard.to_dict(),
             "call_kwargs": json.loads(digest.text(step.call_kwargs)),
@@ -192,9 +202,13 @@ class ClipEncoder:
 
 
 def _witness(module: nn.Module) -> list[Any]:
-    """Changes with every weight that is written to, exchanged or cast, and with each switch."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return [digest.switches(module), *((t.data_ptr(), t._version, t.dtype) for t in tensors)]
+    """Changes with every weight that is written to, exchanged or cast, and with every adapter that is switched."""
+    state = [
+        (name, id(tensor), tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version, tensor.dtype)
+        for tensors in (module.named_parameters(), module.named_buffers())
+        for name, tensor in tensors
+    ]
+    return [state, digest.adapters(module), digest.text(digest.configuration(module))]
 
 
 def checked_caption(caption: str | None, required: bool) -> str:
@@ -245,11 +259,13 @@ def check_encoded(dataset: Any, encoder: ClipEncoder, column: str = "encoded", n
 
     if column not in dataset.features:
         raise ValueError(_no_column(column, dataset.features, name))
+    encoder.refresh()
+    expected = encoder.digest
     if not isinstance(dataset, Dataset) or "encoded_settings" not in dataset.features:
         return
     found = dataset.with_format(None)
     for row, identity in enumerate(found["encoded_settings"]):
-        if (identity or "").partition(" ")[0] != encoder.digest and found[row][column] is not None:
+        if (identity or "").partition(" ")[0] != expected and found[row][column] is not None:
             raise ValueError(_other_settings(read_encoding(found[row][column]).settings, encoder, column))
 
 

@@ -28,9 +28,7 @@ def weights(pipeline: Any) -> dict[str, str]:
             for inner, tensor in _plain(key, value):
                 digest.update(f"{inner} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(_bytes(tensor))
-        for key, layer in module.named_modules():
-            if hasattr(layer, "scaling") and hasattr(layer, "active_adapters"):
-                digest.update(f"{key} {sorted(layer.active_adapters)} {text(layer.scaling)}{_off(layer)}".encode())
+        digest.update("".join(adapters(module)).encode())
         digests[name] = digest.hexdigest()[:16]
     return digests
 
@@ -45,9 +43,7 @@ def denoiser(module: nn.Module) -> str:
         for inner, tensor in _plain(key, value):
             digest.update(f"{inner} {tuple(tensor.shape)}".encode())
             digest.update(_bytes(tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor))
-    for key, layer in module.named_modules():
-        if hasattr(layer, "scaling") and hasattr(layer, "active_adapters"):
-            digest.update(f"{key} {sorted(layer.active_adapters)} {text(layer.scaling)}{_off(layer)}".encode())
+    digest.update("".join(adapters(module)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -55,6 +51,34 @@ def model(denoisers: Mapping[str, nn.Module | str]) -> str:
     """16 hex digits of the model that all denoisers of a pipeline are, from the denoisers or from their digests."""
     parts = {name: part if isinstance(part, str) else denoiser(part) for name, part in denoisers.items()}
     return hashlib.sha256(text(parts).encode()).hexdigest()[:16]
+
+
+def adapters(module: nn.Module) -> list[str]:
+    """Of each layer with LoRA adapters: their scales, which of them are active, and whether they are off or merged."""
+    return [
+        f"{key} {sorted(layer.active_adapters)} {text(layer.scaling)}{_off(layer)}"
+        for key, layer in module.named_modules()
+        if hasattr(layer, "scaling") and hasattr(layer, "active_adapters")
+    ]
+
+
+def configuration(module: nn.Module) -> dict[str, Any]:
+    """What the configuration of a diffusers or transformers model says beside its weights, as JSON values.
+
+    Without what saving and loading changes: where it was kept, by which version, and in which dtype.
+    """
+    config = getattr(module, "config", None)
+    if hasattr(config, "to_dict"):
+        config = config.to_dict()
+    return json.loads(text(_lasting(config))) if isinstance(config, Mapping) else {}
+
+
+def _lasting(value: Any) -> Any:
+    passing = ("transformers_version", "torch_dtype", "dtype", "architectures", "name_or_path")
+    if isinstance(value, Mapping):
+        keys = [key for key in value if not str(key).startswith("_") and key not in passing]
+        return {str(key): _lasting(value[key]) for key in keys}
+    return [_lasting(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def switches(module: nn.Module) -> dict[str, Any]:
@@ -77,6 +101,11 @@ def tool(part: Any) -> str:
         said["settings"] = {k: v for k, v in part.to_dict().items() if not isinstance(v, str) or "/" not in v}
     for name in ("padding_side", "truncation_side", "model_max_length", "vocab_size", "pad_token_id", "eos_token_id"):
         said[name] = getattr(part, name, None)
+    if isinstance(getattr(part, "chat_template", None), (str, dict)):
+        said["chat_template"] = part.chat_template
+    for name in ("tokenizer", "image_processor", "video_processor"):  # of a processor
+        if getattr(part, name, None) is not None:
+            said[name] = tool(getattr(part, name))
     return hashlib.sha256(text(said).encode()).hexdigest()[:16]
 
 
