@@ -110,7 +110,7 @@ def test_help_teaches(command, capsys):
 def test_errors_are_one_sentence(hf_motive, job):
     said = {
         "inspect nowhere/at-all": "offline mode is set (HF_HUB_OFFLINE=1): unset it to go there.",
-        "selekt": "no command 'selekt'; the commands are score, select, push, inspect",
+        "selekt": "no command 'selekt'; the commands are score, select, train, push, inspect",
         "score": "needs --pipeline, --corpus, --queries, here or in the YAML of --config; to see it work first,",
         "score --piepline x": "needs --pipeline",
         "select run": "hf-motive select needs --output",
