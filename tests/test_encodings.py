@@ -410,6 +410,57 @@ def test_only_what_changes_is_encoded_anew(folder, encoder, tmp_path):
     assert encoder.count() == 2
 
 
+def test_another_clip_in_the_same_row_is_encoded(folder, encoder, tmp_path):
+    clips = load_clips(folder)
+    first = add_encodings(clips, encoder, cache_dir=tmp_path / "cache", progress=False)
+    assert encoder.count() == 4
+    others = [clips[row]["video"] for row in (0, 3, 2, 1)]
+    swapped = first.remove_columns("video").add_column("video", others, feature=first.features["video"])
+    found = add_encodings(swapped, encoder, cache_dir=tmp_path / "cache", progress=False)
+    assert found[1]["encoded_clip"].startswith("003.mp4 ")
+    encoder.count()
+    latents = [read_encoding(row["encoded"]).latents for row in (*first, *found)]
+    assert torch.equal(latents[5], latents[3]) and torch.equal(latents[4], latents[0])
+    assert add_encodings(first.select([3, 1]), encoder).to_list() == first.select([3, 1]).to_list()
+    assert encoder.count() == 0
+    for row in range(4):
+        (folder / f"00{row}.mp4").unlink()
+    assert add_encodings(first, encoder) is first, "a clip that is away does no harm"
+
+
+def test_what_can_be_read_by_now_is_encoded(attributor, folder, encoder, tmp_path):
+    """A file system that was away leaves path, size and time of change as they are."""
+    clip = folder / "002.mp4"
+    good, facts = clip.read_bytes(), clip.stat()
+
+    def put(content: bytes) -> Dataset:
+        clip.write_bytes(content)
+        os.utime(clip, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        return load_clips(folder)
+
+    options = {"cache_dir": tmp_path / "cache", "progress": False}
+    broken = b"\0" * len(good)
+    assert add_encodings(put(broken), encoder, **options)["encoded_status"][2] == "unreadable"
+    assert encoder.count() == 4
+    add_encodings(put(broken), encoder, **options)
+    assert encoder.count() == 0, "it is tried, and no other is encoded with it"
+    plain = counted(attributor.step, encoder.log, masks=False)
+    found = add_encodings(put(good), plain, **options)
+    assert plain.count() == 1 and found["encoded_status"][:] == ["ok"] * 4
+    assert found["encoded_mask"][:] == ["ok", "ok", None, "ok"], "it is not under the name of one with a mask"
+    found = add_encodings(put(good), encoder, **options)
+    assert encoder.count() == 1 and found["encoded_mask"][:] == ["ok"] * 4
+
+
+def test_no_piece_is_long(encoder, tmp_path):
+    from hf_motive.encoded_pieces import plan
+
+    pieces = plan(tmp_path, [str(row) for row in range(10_000)], encoder)
+    assert max(len(piece.rows) for piece in pieces) == 32 and [row for piece in pieces for row in piece.rows] == [
+        *range(10_000)
+    ]
+
+
 def test_masks_that_are_there_do_no_harm(attributor, folder, encoder, tmp_path):
     plain = counted(attributor.step, encoder.log, masks=False)
     clips = load_clips(folder)
@@ -483,6 +534,9 @@ def test_what_cannot_be_encoded_is_counted(clips, encoder, tmp_path, caplog, cap
     assert "short.mp4" in said
     bar = capsys.readouterr().err
     assert "Encoding: 100%" in bar and "8/8" in bar and "clip/s" in bar and "Map" not in bar
+    assert bar.count("Encodings of 8 clips: ") == 1 and f" MB in {tmp_path / 'cache'}" in bar
+    add_encodings(clips, encoder, cache_dir=tmp_path / "cache")
+    assert "Encodings of" not in capsys.readouterr().err, "once"
 
 
 def test_a_full_disk_is_said(clips, encoder, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import os
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .corpus import check_columns, undecoded
-from .encoded_pieces import Piece, contents, own_folder, plan, sweep
+from .encoded_pieces import Piece, clips_of, contents, own_folder, plan, readable_now, sweep
 from .processes import processes
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Of a row, in the order in which they are added.
-COLUMNS = ("encoded", "encoded_status", "encoded_reason", "encoded_mask", "encoded_settings")
+COLUMNS = ("encoded", "encoded_status", "encoded_reason", "encoded_mask", "encoded_clip", "encoded_settings")
 #: Bytes of encodings to hold before they are written.
 BUFFER = 2**25
 
@@ -60,6 +61,7 @@ def add_encodings(
         `encoded`: what `read_encoding` reads; null where the clip could not be encoded;
         `encoded_status`, `encoded_reason`: `ok`, or what is wrong with the clip;
         `encoded_mask`: `ok`, or why there is no motion mask (`static`); null where none was asked for;
+        `encoded_clip`: name and bytes of the clip; where they are others, it is encoded anew;
         `encoded_settings`: digests of what it was encoded with.
 
     Raises:
@@ -94,7 +96,8 @@ def add_encodings(
     if state.is_main_process:  # one process looks, for a dataset may have another fingerprint in each of them
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
-        planned = [plan(folder, [*contents(read, dataset, encoder)], encoder)]
+        found = plan(folder, [*contents(read, dataset, encoder)], encoder)
+        planned = [[readable_now(piece, read, encoder) for piece in found]]
         for piece in planned[0]:
             if not piece.known:  # without caching, one that is there does not count
                 Path(piece.file).unlink(missing_ok=True)
@@ -129,6 +132,9 @@ def add_encodings(
     encoded = concatenate_datasets([Dataset.from_file(piece.file) for piece in pieces])
     if state.is_main_process:
         _report(encoded)
+        if progress and missing:
+            size = sum(os.path.getsize(file) for file in {piece.file for piece in pieces})
+            tqdm.write(f"Encodings of {len(read)} clips: {size / 1e6:,.1f} MB in {folder}", file=sys.stderr)
     if rest._indices is not None:  # else the encodings, too, would be copied
         with _without_bars():
             rest = rest.map(batched=True, batch_size=64, writer_batch_size=64)
@@ -136,11 +142,14 @@ def add_encodings(
 
 
 def is_encoded(dataset: Dataset, encoder: ClipEncoder) -> bool:
-    """Whether every row has the columns of `add_encodings`, and they are what the encoder gives."""
-    if not set(COLUMNS) <= set(dataset.column_names):
+    """Whether every row has the columns of `add_encodings`, and they are what the encoder gives of its clip."""
+    if not {*COLUMNS, encoder.video_column} <= set(dataset.column_names):
         return False
-    found = dataset.select_columns(["encoded_settings"]).with_format(None)
-    return all(encoder.accepts(identity) for identity in set(found["encoded_settings"][:]))
+    found = dataset.select_columns(["encoded_clip", "encoded_settings"]).with_format(None)
+    if not all(encoder.accepts(identity) for identity in set(found["encoded_settings"][:])):
+        return False
+    clips = clips_of(dataset, encoder.video_column)  # None where there is none any more: it cannot be told
+    return all(clip is None or clip == before for clip, before in zip(clips, found["encoded_clip"][:], strict=True))
 
 
 def _encode(rows: Dataset, encoder: ClipEncoder, file: str, workshop: Path, bar: Any) -> None:

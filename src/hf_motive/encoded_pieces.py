@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from .errors import ClipError
 from .pipelines import digest
+from .video import load_clip
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from .encodings import ClipEncoder
 
-#: Into some so many files an encoded dataset goes, however long it is: a killed run loses less than one of them.
+#: Into at least so many files an encoded dataset goes, where it has as many rows.
 PIECES = 128
+#: A killed run loses less than so many rows, and many processes have an equal share.
+LONGEST = 32
 
 
 class Piece(NamedTuple):
@@ -55,7 +59,7 @@ def plan(folder: Path, contents: Sequence[str], encoder: ClipEncoder) -> list[Pi
 
     def piece_of(rows: range) -> Piece:
         stem = f"encoded-{_hash([*contents[rows.start : rows.stop]])}"
-        own, known = f"{stem}-{encoder.mask_digest or 'plain'}.arrow", there.get(stem, [])
+        own, known = f"{stem}-{_masks(encoder)}.arrow", there.get(stem, [])
         if encoder.weigh is None and known and own not in known:
             own = known[0]
         return Piece(rows, str(folder / own), own in known)
@@ -71,10 +75,31 @@ def plan(folder: Path, contents: Sequence[str], encoder: ClipEncoder) -> list[Pi
         return halves if any(half.known for half in halves) else [whole]
 
     size = 1
-    while size * PIECES < len(contents):
+    while size < LONGEST and size * PIECES < len(contents):
         size *= 2
     starts = range(0, len(contents), size)
     return [piece for start in starts for piece in pieces_of(range(start, min(start + size, len(contents))), size)]
+
+
+def readable_now(piece: Piece, read: Dataset, encoder: ClipEncoder) -> Piece:
+    """The piece, not known where one of its clips could not be read then and can be now: a disk may have been away."""
+    from datasets import Dataset
+
+    if not piece.known:
+        return piece
+    statuses = Dataset.from_file(piece.file)["encoded_status"][:]
+    for row in (row for row, status in zip(piece.rows, statuses, strict=True) if status == "unreadable"):
+        try:
+            load_clip(read[row][encoder.video_column], encoder.standard)
+        except ClipError:
+            continue
+        stem = piece.file.rpartition("-")[0]  # of masks that are not asked for, too
+        return Piece(piece.rows, f"{stem}-{_masks(encoder)}.arrow", False)
+    return piece
+
+
+def _masks(encoder: ClipEncoder) -> str:
+    return encoder.mask_digest or "plain"
 
 
 @contextmanager
@@ -99,6 +124,39 @@ def sweep(folder: Path) -> None:
             fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
             lock.unlink(missing_ok=True)
+
+
+def clip_of(video: Any) -> str | None:
+    """Name and bytes of a clip, wherever it lies; None where there is none, or it cannot be told."""
+    path, held = (video.get("path"), video.get("bytes")) if isinstance(video, Mapping) else (video, None)
+    return _clip(path, None if held is None else len(held))
+
+
+def clips_of(dataset: Dataset, column: str) -> list[str | None]:
+    """`clip_of` of every row, without reading any."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    values = dataset.data.column(column)
+    paths: list[Any] = [None] * len(values)
+    sizes: list[Any] = [None] * len(values)
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        paths = values.to_pylist()
+    elif pa.types.is_struct(values.type) and {"path", "bytes"} <= {field.name for field in values.type}:
+        paths = [path for chunk in values.chunks for path in pc.struct_field(chunk, "path").to_pylist()]
+        held = [pc.struct_field(chunk, "bytes") for chunk in values.chunks]
+        sizes = [size for chunk in held for size in pc.binary_length(chunk).to_pylist()]
+    rows = range(len(values)) if dataset._indices is None else dataset._indices.column(0).to_pylist()
+    return [_clip(paths[row], sizes[row]) for row in rows]
+
+
+def _clip(path: Any, size: int | None) -> str | None:
+    if size is None:
+        try:
+            size = os.stat(os.path.expanduser(path)).st_size
+        except (OSError, ValueError, TypeError):
+            return None
+    return f"{os.path.basename(path or '')} {size}"
 
 
 def contents(read: Dataset, given: Dataset, encoder: ClipEncoder) -> Iterator[str]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from . import __version__
 from .encoded_blob import Encoding, read_encoding, write_encoding
 from .encoded_columns import COLUMNS, add_encodings, is_encoded
+from .encoded_pieces import clip_of
 from .errors import ClipError
 from .pipelines import PipelineStep, digest
 from .video import ClipStandard, load_clip
@@ -88,8 +89,7 @@ class ClipEncoder:
         """
         if self._known is None:
             self.refresh()
-            assert self._known is not None
-        return self._known
+        return self._known or {}
 
     def refresh(self) -> None:
         """Look at the frozen parts anew. Digesting weights takes seconds: only those that seem to be others."""
@@ -152,7 +152,8 @@ class ClipEncoder:
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row's columns. What is wrong with its clip is in them: nothing is raised for it."""
-        columns: dict[str, Any] = dict.fromkeys(COLUMNS) | {"encoded_settings": self.identity}
+        facts = {"encoded_clip": clip_of(row[self.video_column]), "encoded_settings": self.identity}
+        columns: dict[str, Any] = dict.fromkeys(COLUMNS) | facts
         try:
             encoding = self.encode(row[self.video_column], row[self.caption_column], row)
         except ClipError as error:
