@@ -220,7 +220,7 @@ def test_a_mask_column_stays_where_it_is(attributor, clips, tmp_path):
     assert caught.value.status == "static"
 
 
-def test_a_pipeline_that_is_conditioned_on_the_clip_and_a_picture(clips, tmp_path):
+def test_a_pipeline_that_is_conditioned_on_the_clip_and_a_picture(clips, tmp_path, monkeypatch):
     (variant,) = [variant for variant in wan_i2v.VARIANTS if variant.name == "wan2.1-flf2v"]
     still = Image().encode_example(Picture.new("RGB", (wan.WIDTH, wan.HEIGHT), "red"))
     rows = clips.select([0, 1]).add_column("still", [still, still], feature=Image())
@@ -236,10 +236,14 @@ def test_a_pipeline_that_is_conditioned_on_the_clip_and_a_picture(clips, tmp_pat
     found = direct.encode(rows, cache_dir=tmp_path / "cache", progress=False)
     assert direct.step.reads_rows
     other = MotiveAttributor(direct.step.pipeline, **options, encoded_column="encoded")
-    for index, column in ((direct.index(rows, tmp_path / "a"), rows), (other.index(found, tmp_path / "b"), found)):
-        assert index.counts() == {"ok": 2} and len(column) == 2
-        features = torch.as_tensor(index.features(index.ids()))
-        assert torch.equal(features, torch.as_tensor(direct.index(rows, tmp_path / "a").features(index.ids())))
+    index = direct.index(rows, tmp_path / "clips")
+    closed(direct.step.pipeline, monkeypatch)
+    again = other.index(found, tmp_path / "encoded")
+    assert index.counts() == again.counts() == {"ok": 2}
+    ids = index.ids()
+    assert torch.equal(torch.as_tensor(again.features(ids)), torch.as_tensor(index.features(ids)))
+    with pytest.raises(AssertionError, match="it is in the encoding"):
+        direct.step.encode(load_clip(rows[0]["video"], direct.config.standard))
 
 
 # ------------------------------------------------------------------------------------------------ encodings of others
@@ -281,7 +285,12 @@ def test_what_changes_the_digest(encoder, tmp_path):
     step = PipelineStep(pipe, **SHAPE, check=False, call_kwargs={"max_sequence_length": 64})
     digests.append(ClipEncoder(step, STANDARD).digest)
     pipe.vae.to(torch.bfloat16)
-    digests.append(counted(pipe, encoder.log).digest)
+    step = PipelineStep(pipe, **SHAPE, check=False)
+    digests.append(counted(step, encoder.log).digest)
+    pipe.register_to_config(boundary_ratio=0.5)
+    digests.append(counted(step, encoder.log).digest)
+    pipe.__class__ = type("AnotherPipeline", (type(pipe),), {})
+    digests.append(counted(step, encoder.log).digest)
     assert len(set(digests)) == len(digests)
     grid = tuple(encoder.step.latent_shape[1:])
     masks = [
@@ -356,6 +365,15 @@ def test_a_weight_that_is_changed_between_leaves_the_cache_clean(clips, encoder,
     fresh = counted(wan.build(), tmp_path / "log", masks=False)
     add_encodings(clips.select([1]), fresh, cache_dir=cache, progress=False)
     assert fresh.count() == 1, "what the changed weights made is not what these make"
+
+
+def test_an_index_knows_the_weights_that_there_are():
+    attributor = MotiveAttributor(wan.build(), **SMALL)
+    before = attributor.settings()["pipeline"]["weights"]
+    with torch.no_grad():
+        next(attributor.step.pipeline.text_encoder.parameters()).mul_(2)
+    after = attributor.settings()["pipeline"]["weights"]
+    assert {name for name in before if before[name] != after[name]} == {"text_encoder"}
 
 
 def test_an_adapter_that_is_off_is_another_model():

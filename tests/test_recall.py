@@ -100,7 +100,7 @@ def test_a_caption_is_asked_once():
     assert same(step, answers, caption="another clip") == {"text_encoder"}
     both = {**answers, **step.answers("another clip")}
     assert same(step, both) == same(step, both, caption="another clip") == set()
-    assert same(step, step.answers(CAPTION)) == set(), "in another process, the same digests"
+    assert same(step, step.answers(CAPTION)) == set(), "asked again, the questions have the same digests"
 
 
 def test_with_every_prompt_known_the_text_encoder_can_go():
@@ -368,6 +368,16 @@ def test_what_is_written_is_read_back_bit_for_bit():
     assert type(found["mask"]) is tuple
     assert found["dtype"] is torch.float16
     assert built(back["x 2"], CPU) is None
+
+
+def test_what_stays_on_the_host_comes_back_there():
+    """Of a pipeline elsewhere: what it made on the CPU it reads there, and nothing else."""
+    elsewhere, value = torch.device("meta"), {"lengths": torch.arange(3)}
+    for made_on, expected in ((torch.device("cuda"), CPU), (CPU, elsewhere)):
+        tensors, text = dump({"x 1": kept(value, made_on)[0]})
+        answer = load(tensors, text)["x 1"]
+        assert built(answer, elsewhere)["lengths"].device == expected
+        assert torch.equal(built(answer, CPU)["lengths"], value["lengths"])
 
 
 @pytest.mark.parametrize(

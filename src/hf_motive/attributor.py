@@ -128,6 +128,7 @@ class MotiveAttributor:
         self.parameters = select_parameters(self.step.denoisers, self.config.parameters)
         self._noises = [self.step.noise(self.config.seed + draw) for draw in range(self.config.noise_draws)]
         self._settings: dict[str, Any] | None = None
+        self._witness: dict[str, Any] = {}
         self._model: str | None = None
         self._encoders: dict[bool, ClipEncoder] = {}
 
@@ -210,7 +211,10 @@ class MotiveAttributor:
 
     def settings(self) -> dict[str, Any]:
         """What a feature depends on, as JSON values. Features of other settings refuse to be compared."""
-        if self._settings is None:
+        parts = self.step.pipeline.components.items()
+        witness = {name: digest.witness(part) for name, part in parts if isinstance(part, torch.nn.Module)}
+        if self._settings is None or self._witness != witness:
+            self._witness, self._model = witness, None
             config = self.config.to_dict()
             for name in ("flow_preset", "flow_reference", "projection_dim"):
                 config.pop(name)  # said, with their own names, by the estimator and the projection

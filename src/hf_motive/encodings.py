@@ -96,7 +96,7 @@ class ClipEncoder:
         step = self.step
         for name, part in step.pipeline.components.items():
             if isinstance(part, nn.Module) and name not in step.denoisers:
-                witness = _witness(part)
+                witness = digest.witness(part)
                 if name not in self._weights or self._weights[name][0] != witness:
                     self._weights[name] = witness, digest.weights(SimpleNamespace(components={name: part}))
         frozen = {name: getattr(step.pipeline, name, None) for name in self._weights}
@@ -200,16 +200,6 @@ class ClipEncoder:
             mask_reason=mask_reason,
             settings=self.settings,
         )
-
-
-def _witness(module: nn.Module) -> list[Any]:
-    """Changes with every weight that is written to, exchanged or cast, and with every adapter that is switched."""
-    state = [
-        (name, id(tensor), tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version, tensor.dtype)
-        for tensors in (module.named_parameters(), module.named_buffers())
-        for name, tensor in tensors
-    ]
-    return [state, digest.adapters(module), digest.text(digest.configuration(module))]
 
 
 def checked_caption(caption: str | None, required: bool) -> str:

@@ -91,6 +91,17 @@ def switches(module: nn.Module) -> dict[str, Any]:
     }
 
 
+def witness(module: nn.Module) -> list[Any]:
+    """Changes, at no cost, with every weight that is written to, exchanged or cast, and with what adapters are on."""
+    state = [
+        (name, id(whole), part.data_ptr(), -1 if part.is_inference() else part._version, part.dtype)
+        for tensors in (module.named_parameters(), module.named_buffers())
+        for key, whole in tensors
+        for name, part in _plain(key, whole)
+    ]
+    return [state, adapters(module), text(configuration(module))]
+
+
 def tool(part: Any) -> str:
     """16 hex digits of a component without weights, a tokenizer or processor: of what it makes of its input."""
     said: dict[str, Any] = {"class": type(part).__name__}
