@@ -1,4 +1,4 @@
-"""`hf-motive score | select | push | inspect`: the library for those who do not want to write Python.
+"""`hf-motive score | select | train | push | inspect`: the library for those who do not want to write Python.
 
 Here stands how a command line becomes arguments and an error becomes a sentence. What the commands do is in
 `scoring.py` and `commands/`, each imported when its command is called.
