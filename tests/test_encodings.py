@@ -428,12 +428,15 @@ def test_only_what_changes_is_encoded_anew(folder, encoder, tmp_path):
     assert encoder.count() == 2
 
 
-def test_another_clip_in_the_same_row_is_encoded(folder, encoder, tmp_path):
+def test_another_clip_in_the_same_row_is_encoded(folder, attributor, encoder, tmp_path):
     clips = load_clips(folder)
     first = add_encodings(clips, encoder, cache_dir=tmp_path / "cache", progress=False)
     assert encoder.count() == 4
     others = [clips[row]["video"] for row in (0, 3, 2, 1)]
     swapped = first.remove_columns("video").add_column("video", others, feature=first.features["video"])
+    scoring = MotiveAttributor(attributor.step.pipeline, **SMALL, encoded_column="encoded")
+    with pytest.raises(ValueError, match=r"2 rows of .* another clip .* row 1 \(encoded_clip '001.mp4 \d+'\)"):
+        scoring.index(swapped, tmp_path / "index")
     found = add_encodings(swapped, encoder, cache_dir=tmp_path / "cache", progress=False)
     assert found[1]["encoded_clip"].startswith("003.mp4 ")
     encoder.count()
@@ -441,9 +444,15 @@ def test_another_clip_in_the_same_row_is_encoded(folder, encoder, tmp_path):
     assert torch.equal(latents[5], latents[3]) and torch.equal(latents[4], latents[0])
     assert add_encodings(first.select([3, 1]), encoder).to_list() == first.select([3, 1]).to_list()
     assert encoder.count() == 0
-    for row in range(4):
+    for row in range(1, 4):
         (folder / f"00{row}.mp4").unlink()
     assert add_encodings(first, encoder) is first, "a clip that is away does no harm"
+    (folder / "000.mp4").rename(tmp_path / "kept.mp4")
+    without = add_encodings(clips.select([0]), encoder, cache_dir=tmp_path / "cache", progress=False)
+    assert without[0]["encoded_status"] == "unreadable" and without[0]["encoded_clip"] is None
+    (tmp_path / "kept.mp4").rename(folder / "000.mp4")
+    found = add_encodings(without, encoder, cache_dir=tmp_path / "cache", progress=False)
+    assert found[0]["encoded"] == first[0]["encoded"], "it is there again"
 
 
 def test_what_can_be_read_by_now_is_encoded(attributor, folder, encoder, tmp_path):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 
 from hf_motive.attributor import MotiveAttributor
 from hf_motive.corpus import load_clips
+from hf_motive.hub.checks import _digests
 from hf_motive.pipelines import digest
 from hf_motive.training.staleness import check_scores, digests_of
 from hf_motive.training.weights import TrainedWeights
@@ -62,6 +63,19 @@ def test_digests_for_a_card():
     assert digests_of(Dataset.from_dict({"caption": ["a"]})) is None
     assert digests_of(rows(OURS, THEIRS)) == {"settings": "a", "queries": "b", "model": f"{OURS}, {THEIRS}"}
     assert digests_of(rows(None)) == {"settings": "a", "queries": "b"}
+
+
+def test_no_clip_of_a_selection_is_copied(tmp_path):
+    """A selection's rows are not written anew to look at one column of text."""
+    scored = rows(OURS, OURS, THEIRS).add_column("video", [bytes(2**20)] * 3)
+    scored.save_to_disk(tmp_path / "scored")
+    chosen = load_from_disk(tmp_path / "scored").select([2, 0])
+    before = sum(path.stat().st_size for path in tmp_path.rglob("*.*"))
+    assert digests_of(chosen)["model"] == f"{OURS}, {THEIRS}"
+    assert _digests(chosen)["influence_settings"] == {"a"}
+    with pytest.raises(ValueError, match="stale"):
+        check_scores(chosen, OURS, strict=True)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.*")) - before < 2**19
 
 
 def test_an_attributor_names_its_model_and_a_training_knows_it(tmp_path):

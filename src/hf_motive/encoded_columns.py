@@ -145,11 +145,27 @@ def is_encoded(dataset: Dataset, encoder: ClipEncoder) -> bool:
     """Whether every row has the columns of `add_encodings`, and they are what the encoder gives of its clip."""
     if not {*COLUMNS, encoder.video_column} <= set(dataset.column_names):
         return False
-    found = dataset.select_columns(["encoded_clip", "encoded_settings"]).with_format(None)
+    found = dataset.select_columns(["encoded_settings"]).with_format(None)
     if not all(encoder.accepts(identity) for identity in set(found["encoded_settings"][:])):
         return False
-    clips = clips_of(dataset, encoder.video_column)  # None where there is none any more: it cannot be told
-    return all(clip is None or clip == before for clip, before in zip(clips, found["encoded_clip"][:], strict=True))
+    return not other_clips(dataset, encoder.video_column)
+
+
+def other_clips(dataset: Dataset, video_column: str) -> list[int]:
+    """The rows whose clip is not that which was encoded, by its name and size, or was not there then.
+
+    Of a clip that is away it is not known, nor of one that was encoded from elsewhere.
+    """
+    columns = ["encoded_clip", "encoded_status"]
+    if not {*columns, video_column} <= set(dataset.column_names):
+        return []
+    found = dataset.select_columns(columns).with_format(None)
+    rows = zip(clips_of(dataset, video_column), found["encoded_clip"][:], found["encoded_status"][:], strict=True)
+    return [
+        row
+        for row, (clip, before, status) in enumerate(rows)
+        if clip is not None and clip != before and (before is not None or status != "ok")
+    ]
 
 
 def _encode(rows: Dataset, encoder: ClipEncoder, file: str, workshop: Path, bar: Any) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import __version__
 from .encoded_blob import Encoding, read_encoding, write_encoding
-from .encoded_columns import COLUMNS, add_encodings, is_encoded
+from .encoded_columns import COLUMNS, add_encodings, is_encoded, other_clips
 from .encoded_pieces import clip_of
 from .errors import ClipError
 from .pipelines import PipelineStep, digest
@@ -258,6 +258,13 @@ def check_encoded(dataset: Any, encoder: ClipEncoder, column: str = "encoded", n
     for row, identity in enumerate(found["encoded_settings"]):
         if (identity or "").partition(" ")[0] != expected and found[row][column] is not None:
             raise ValueError(_other_settings(read_encoding(found[row][column]).settings, encoder, column))
+    others = other_clips(dataset, encoder.video_column)
+    if others:
+        raise ValueError(
+            f"{len(others)} rows of {name} hold another clip than was encoded, or one that was away; the first is row "
+            f"{others[0]} (encoded_clip {found[others[0]]['encoded_clip']!r}). Encode them: "
+            "MotiveAttributor.encode(dataset)"
+        )
 
 
 def _no_column(column: str, columns: Collection[str], name: str) -> str:

@@ -67,7 +67,7 @@ def configuration(module: nn.Module) -> dict[str, Any]:
 
     Without what saving and loading changes: where it was kept, by which version, and in which dtype.
     """
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     if hasattr(config, "to_dict"):
         config = config.to_dict()
     return json.loads(text(_lasting(config))) if isinstance(config, Mapping) else {}
