@@ -47,7 +47,8 @@ def add_encodings(
     Every clip is encoded once: the same call finds it on disk, in another process too, and a killed one goes on where
     it was. Under `accelerate launch` every process encodes its share, and all get all rows. A clip counts as changed
     when its file's name, size or time of change do, or its caption; of clips that are in the dataset itself, when the
-    dataset's fingerprint does. Without `datasets.enable_caching()` all are encoded anew.
+    dataset's fingerprint does; one that could not be read is tried again. Without
+    `datasets.enable_caching()` all are encoded anew.
 
     Args:
         dataset: Rows with a video and a caption, on disk or in memory.
