@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,13 +54,9 @@ class TrainArguments:
     )
 
     def __post_init__(self):
-        if isinstance(self.call_kwargs, str):
-            try:
-                self.call_kwargs = json.loads(self.call_kwargs)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"call_kwargs must be JSON, got {self.call_kwargs!r}: {error}") from error
-        if not isinstance(self.call_kwargs, (dict, type(None))):
-            raise ValueError(f"call_kwargs must be a mapping of argument to value, got {self.call_kwargs!r}")
+        from .scoring import parsed_call_kwargs
+
+        self.call_kwargs = parsed_call_kwargs(self.call_kwargs)
 
 
 @dataclass

@@ -21,6 +21,22 @@ if TYPE_CHECKING:
 JOB = "job.json"
 
 
+def parsed_call_kwargs(told: dict | str | None) -> dict | None:
+    """Arguments of a pipeline's call as a command line (JSON) or a YAML file (a mapping) gives them.
+
+    Raises:
+        ValueError: They are neither.
+    """
+    if isinstance(told, str):
+        try:
+            told = json.loads(told)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"call_kwargs must be JSON, got {told!r}: {error}") from error
+    if not isinstance(told, (dict, type(None))):
+        raise ValueError(f"call_kwargs must be a mapping of argument to value, got {told!r}")
+    return told
+
+
 @dataclass
 class ScoreArguments:
     """What to score, with what, and where the results go."""
@@ -98,13 +114,7 @@ class ScoreArguments:
     def __post_init__(self):
         if not 0 < self.fraction < 1:
             raise ValueError(f"fraction must lie between 0 and 1, got {self.fraction}")
-        if isinstance(self.call_kwargs, str):
-            try:
-                self.call_kwargs = json.loads(self.call_kwargs)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"call_kwargs must be JSON, got {self.call_kwargs!r}: {error}") from error
-        if not isinstance(self.call_kwargs, (dict, type(None))):
-            raise ValueError(f"call_kwargs must be a mapping of argument to value, got {self.call_kwargs!r}")
+        self.call_kwargs = parsed_call_kwargs(self.call_kwargs)
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
 
