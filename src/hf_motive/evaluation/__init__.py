@@ -1,0 +1,1 @@
+"""Generate for a list of prompts with several candidates, measure, compare."""

@@ -1,0 +1,1 @@
+"""Motion and quality of videos as `evaluate` modules."""
