@@ -1,0 +1,186 @@
+"""What a metric is given, as rows of a column {"path", "bytes"}; and such a row, as a clip.
+
+A row holds a path, the bytes of a file, or frames that came as an array: two npy blocks, the frames and their rate.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ClipError
+from ..video import load_clip
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_NPY = b"\x93NUMPY"
+_REFUSED = b"\x93REFUSED"  # what could not be packed keeps its place, and its reason
+_PADDING = b"\x93PADDING"
+
+
+def rows_of(videos: Any, name: str = "predictions") -> Iterable[Any]:
+    """The videos of a column, a list or a stacked array, one after another, files undecoded.
+
+    Args:
+        videos: A list, or any iterable, of what `pack` takes; an array or tensor (N, F, 3, H, W) or (N, F, H, W, 3);
+            a column of a dataset (`dataset["video"]`), decoded or not.
+        name: How messages call it.
+
+    Raises:
+        ValueError: It is one video, and not several of them.
+    """
+    if isinstance(videos, (str, bytes, os.PathLike, Mapping)):
+        raise ValueError(f"{name} is one video ({type(videos).__name__}): pass a list of videos, [video]")
+    if isinstance(videos, (np.ndarray, Tensor)):
+        if videos.ndim not in (1, 5):
+            raise ValueError(
+                f"{name} has the shape {tuple(videos.shape)}; expected videos (N, F, 3, H, W): "
+                "pass a list of videos, [video], where they differ in size or where there is one"
+            )
+        return videos
+    return _undecoded(videos)
+
+
+def _undecoded(videos: Any) -> Any:
+    """A column of a dataset as it lies on the disk: nothing is decoded twice, and torchcodec is not needed."""
+    from datasets import Dataset, IterableDataset, Video
+
+    source, column = getattr(videos, "source", None), getattr(videos, "column_name", None)
+    if isinstance(source, (Dataset, IterableDataset)) and isinstance((source.features or {}).get(column), Video):
+        return source.cast_column(column, Video(decode=False))[column]
+    return videos
+
+
+def pack(video: Any) -> dict[str, Any]:
+    """One video as a row.
+
+    Args:
+        video: What `hf_motive.video.load_clip` takes. A path or the bytes of a file stay what they are; frames are
+            kept as uint8: floats in [-1, 1] are rounded to 8 bits, as a file would.
+
+    Raises:
+        TypeError: It is no kind of video.
+    """
+    encoded = getattr(video, "_hf_encoded", None)  # a decoder that datasets made knows its file
+    if isinstance(encoded, Mapping):
+        video = encoded
+    if video is None:
+        return {"path": "", "bytes": None}
+    if isinstance(video, Mapping) and ("bytes" in video or "path" in video):
+        return {"path": os.fspath(video.get("path") or ""), "bytes": video.get("bytes")}
+    if isinstance(video, (str, os.PathLike)):
+        return {"path": os.fspath(video), "bytes": None}
+    if isinstance(video, (bytes, bytearray, memoryview)):
+        return {"path": "", "bytes": bytes(video)}
+    rate = getattr(getattr(video, "metadata", None), "average_fps", None)  # torchcodec
+    try:
+        frames = _eight_bits(load_clip(video))
+    except ClipError as error:
+        return {"path": "", "bytes": _REFUSED + f"{error.status}\n{error.reason}".encode()}
+    block = io.BytesIO()
+    np.save(block, frames.numpy())
+    np.save(block, np.float64(rate or 0.0))
+    return {"path": "", "bytes": block.getvalue()}
+
+
+def unpack(row: Mapping[str, Any]) -> tuple[Tensor, float | None]:
+    """A row as a clip.
+
+    Returns:
+        The frames, (F, 3, H, W) uint8 at their own size, all of them; and their rate in frames per second, None where
+        the video has none.
+
+    Raises:
+        ClipError: It cannot be read.
+    """
+    path, data = row.get("path") or None, row.get("bytes")
+    if data is not None and data.startswith(_REFUSED):
+        status, reason = data[len(_REFUSED) :].decode().split("\n", 1)
+        raise ClipError(status, reason)
+    if data is not None and data.startswith(_NPY):
+        block = io.BytesIO(data)
+        frames, rate = np.load(block), float(np.load(block))
+        return torch.from_numpy(frames), rate or None
+    video = {"path": path, "bytes": data}
+    return _eight_bits(load_clip(video)), _rate(video)
+
+
+def _eight_bits(clip: Tensor) -> Tensor:
+    return ((clip + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _rate(video: Mapping[str, Any]) -> float | None:
+    import av
+    import fsspec
+
+    path = video["path"]
+    opened = io.BytesIO(video["bytes"]) if video["bytes"] is not None else fsspec.open(path, "rb").open()
+    with opened, av.open(opened, metadata_errors="replace") as container:
+        rate = container.streams.video[0].average_rate
+        return float(rate) if rate else None
+
+
+# Columns on the disk ------------------------------------------------------------------------------------------------
+
+
+def tables(columns: Mapping[str, Any], size: int = 64 << 20, rows: int = 1000) -> Iterator[dict[str, list[Any]]]:
+    """Columns of videos as packed tables of a size that fits into memory: one video at a time is held besides.
+
+    Args:
+        columns: Videos by the column's name, as for `rows_of`; None is an empty column. A column that is shorter than
+            another is filled up with rows that `is_padding` knows.
+        size: Bytes that end a table.
+        rows: Rows that end a table.
+    """
+    empty: Sequence[Any] = ()
+    packed = (map(pack, rows_of(empty if videos is None else videos, name)) for name, videos in columns.items())
+    table: dict[str, list[Any]] = {name: [] for name in columns}
+    held = count = 0
+    for row in zip_longest(*packed, fillvalue={"path": "", "bytes": _PADDING}):
+        for cells, cell in zip(table.values(), row, strict=True):
+            cells.append(cell)
+            held += len(cell["bytes"] or b"")
+        count += 1
+        if held >= size or count == rows:
+            yield table
+            table, held, count = {name: [] for name in columns}, 0, 0
+    if count:
+        yield table
+
+
+def is_padding(row: Mapping[str, Any]) -> bool:
+    """Does the row only fill a column up to the length of another?"""
+    return row["bytes"] == _PADDING
+
+
+class Stored:
+    """A dataset whose columns are read a row at a time: `evaluate` asks for `data[name][:]`, all videos at once."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def set_format(self, type: str | None = None) -> None:
+        self.dataset.set_format(type=type)
+
+    def __getitem__(self, name: str) -> _Column:
+        return _Column(self.dataset.select_columns(name), name)
+
+
+class _Column(Sequence):
+    def __init__(self, dataset: Dataset, name: str):
+        self.dataset = dataset
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self if index == slice(None) else self.dataset[index][self.name]
