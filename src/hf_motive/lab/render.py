@@ -48,7 +48,7 @@ def render_clip(spec: ClipSpec) -> LabClip:
     pixels = np.empty((frames, size, size, 3), np.float32)
     owner = np.empty((frames, size, size), np.int16)
     grid = np.stack(np.meshgrid(*[(np.arange(size * _SAMPLES) + 0.5) / _SAMPLES] * 2), -1)  # (x, y)
-    centres = np.stack(np.meshgrid(*[np.arange(size) + 0.5] * 2), -1)
+    centres = _centres(size)
     still = bool((scene.zoom == scene.zoom[0]).all() and (scene.shift == scene.shift[0]).all())
     canvas = None
     for t in range(frames):
@@ -56,12 +56,9 @@ def render_clip(spec: ClipSpec) -> LabClip:
             world = (grid - scene.shift[t]) / scene.zoom[t]
             canvas = paint_background(scene.background, scene.seed, world * (SIZE / size))
         image = canvas.copy()
-        owner[t] = 0
-        for number, body in enumerate(scene.bodies, start=1):
+        for body in scene.bodies:
             _draw(image, body, scene, t, grid)
-            rows, columns = _box(body, scene, t, size, 1)
-            inside = _distance(body, scene, t, centres[rows, columns]) < 0
-            owner[t, rows, columns][inside] = number
+        owner[t] = _owner(scene, t, centres)
         pixels[t] = image.reshape(size, _SAMPLES, size, _SAMPLES, 3).mean((1, 3))
     flow, visible = _flow(scene, owner, centres)
     return LabClip(
@@ -71,6 +68,29 @@ def render_clip(spec: ClipSpec) -> LabClip:
         objects=torch.from_numpy(owner > 0),
         spec=spec,
     )
+
+
+def render_flow(spec: ClipSpec) -> Tensor:
+    """`render_clip(spec).flow` alone, (F-1, 2, H, W), in a fifth of the time: nothing is painted."""
+    scene = make_scene(spec)
+    centres = _centres(spec.size)
+    owner = np.stack([_owner(scene, t, centres) for t in range(spec.num_frames)])
+    return torch.from_numpy(_flow(scene, owner, centres)[0])
+
+
+def _centres(size: int) -> np.ndarray:
+    """The pixels' centres (H, W, 2) as (x, y)."""
+    return np.stack(np.meshgrid(*[np.arange(size) + 0.5] * 2), -1)
+
+
+def _owner(scene: Scene, t: int, centres: np.ndarray) -> np.ndarray:
+    """(H, W) int16: the body that is in front at each pixel's centre, counted from 1; 0 is the background."""
+    owner = np.zeros(centres.shape[:2], np.int16)
+    for number, body in enumerate(scene.bodies, start=1):
+        rows, columns = _box(body, scene, t, len(owner), 1)
+        inside = _distance(body, scene, t, centres[rows, columns]) < 0
+        owner[rows, columns][inside] = number
+    return owner
 
 
 def _pose(body: Body, scene: Scene, t: int) -> tuple[np.ndarray, np.ndarray]:
