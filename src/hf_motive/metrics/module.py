@@ -108,6 +108,13 @@ class VideoMetric(evaluate.Metric, ABC):
         """The set's number, from those of the videos that have one and the number of frames of each."""
         return sum(scores) / len(scores)
 
+    def prepare(self) -> None:
+        """Load what the module needs, once: `evaluate.load` calls it, so that what cannot be had is known at once.
+
+        Raises:
+            OSError: Weights cannot be had; the message names the remedy.
+        """
+
     # What evaluate asks for --------------------------------------------------------------------------------------
 
     def _info(self) -> evaluate.EvaluationModuleInfo:
@@ -119,6 +126,9 @@ class VideoMetric(evaluate.Metric, ABC):
             features=Features(self.FEATURES),
             reference_urls=list(self.REFERENCE_URLS),
         )
+
+    def _download_and_prepare(self, dl_manager: Any) -> None:
+        self.prepare()
 
     def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
         """Add one video."""

@@ -1,0 +1,195 @@
+"""Networks that turn frames into features or scores: by id, from a folder, or given.
+
+An encoder takes preprocessed frames (B, 3, H, W) and gives features (B, D).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Encoder = Callable[[Tensor], Tensor]
+
+
+def name_of(network: Any) -> str:
+    """What a result calls a network: an id, the name of a folder or of what was given, and where it comes from."""
+    if isinstance(network, (str, os.PathLike)):
+        text = os.fspath(network)
+        return f"{Path(text).name if Path(text).exists() else text} (transformers)"
+    config = getattr(network, "config", None)
+    if config is not None and getattr(config, "_name_or_path", ""):
+        return name_of(config._name_or_path)
+    named = network if inspect.isroutine(network) else type(network)
+    return f"{named.__qualname__} (given)"
+
+
+def dino(network: Any, device: torch.device, dtype: torch.dtype) -> Encoder:
+    """DINO's feature of an image: its class token after the last layer norm.
+
+    Args:
+        network: An id or a folder of a transformers `ViTModel`, such a model (which stays where it is), or an encoder.
+        device: Of a model that is loaded here, and of what an encoder that is no module is given.
+        dtype: Of a model that is loaded here.
+
+    Raises:
+        OSError: The weights cannot be had; the message names the remedy.
+    """
+    if isinstance(network, (str, os.PathLike)):
+        from transformers import ViTModel
+
+        # DINO's layer norms have this epsilon; the configuration that was published with the weights has another.
+        network = _loaded(ViTModel, network, device, dtype, add_pooling_layer=False, layer_norm_eps=1e-6)
+    if getattr(getattr(network, "config", None), "model_type", None) != "vit":
+        return _given(network, device, dtype)
+
+    def encode(frames: Tensor) -> Tensor:
+        # Frames are not square, and DINO stretches its position embeddings to them in a way of its own.
+        network.embeddings.interpolate_pos_encoding = MethodType(_stretched, network.embeddings)
+        try:
+            return network(pixel_values=frames, interpolate_pos_encoding=True).last_hidden_state[:, 0]
+        finally:
+            del network.embeddings.interpolate_pos_encoding
+
+    return _placed(network, encode)
+
+
+def clip_image(network: Any, device: torch.device, dtype: torch.dtype) -> Encoder:
+    """CLIP's feature of an image, projected to where texts are as well.
+
+    Args:
+        network: An id or a folder of a transformers CLIP; its `CLIPModel` or `CLIPVisionModelWithProjection` (which
+            stays where it is); or an encoder.
+        device: Of a model that is loaded here, and of what an encoder that is no module is given.
+        dtype: Of a model that is loaded here.
+
+    Raises:
+        OSError: The weights cannot be had; the message names the remedy.
+    """
+    if isinstance(network, (str, os.PathLike)):
+        from transformers import CLIPVisionModelWithProjection
+
+        network = _loaded(CLIPVisionModelWithProjection, network, device, dtype)
+    if getattr(getattr(network, "config", None), "model_type", None) not in ("clip", "clip_vision_model"):
+        return _given(network, device, dtype)
+
+    def encode(frames: Tensor) -> Tensor:
+        pooled = network.vision_model(pixel_values=frames).pooler_output
+        return network.visual_projection(pooled)
+
+    return _placed(network, encode)
+
+
+def linear_head(head: Any, device: torch.device) -> nn.Module:
+    """A linear layer from features to a score.
+
+    Args:
+        head: The file of its state dict, the state dict, or the module.
+
+    Raises:
+        OSError: There is no such file.
+        ValueError: The state dict is not that of a linear layer with one output.
+    """
+    if isinstance(head, nn.Module):
+        return head.eval()
+    state = head if isinstance(head, Mapping) else torch.load(head, map_location="cpu", weights_only=True)
+    shapes = {key: tuple(getattr(value, "shape", ())) for key, value in dict(state).items()}
+    if set(shapes) != {"weight", "bias"} or len(shapes["weight"]) != 2 or shapes["weight"][0] != 1:
+        raise ValueError(
+            "the head must be the state dict of a linear layer with one output, weight (1, D) and bias (1,); "
+            f"it holds {', '.join(f'{key} {shape}' for key, shape in shapes.items()) or 'nothing'}"
+        )
+    weight = state["weight"]
+    linear = nn.Linear(weight.shape[1], 1)
+    linear.load_state_dict(dict(state))
+    return linear.eval().to(device)
+
+
+def given(network: Any, what: str) -> Callable[..., Any]:
+    """A network that the user brings.
+
+    Args:
+        network: A callable, or where to import one from: "package.module:name".
+        what: What the error says where there is none.
+
+    Raises:
+        ValueError: `network` is neither.
+    """
+    if isinstance(network, str) and network.count(":") == 1:
+        module, name = network.split(":")
+        network = getattr(importlib.import_module(module), name)
+    if not callable(network):
+        raise ValueError(what)
+    return network
+
+
+def _loaded(model: Any, network: str | os.PathLike[str], device: torch.device, dtype: torch.dtype, **options: Any):
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a table of the weights that are not used: CLIP's text encoder, say
+    try:
+        loaded, report = model.from_pretrained(network, dtype=dtype, output_loading_info=True, **options)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"the weights of {network} cannot be had: {str(error).splitlines()[0]} Pass network= another id, "
+            "a folder that holds them, or the loaded model; or leave the metric out"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    absent = sorted(report["missing_keys"])
+    if absent:  # transformers draws them at random
+        raise OSError(
+            f"{network} is no {model.__name__}: it lacks {len(absent)} of its weights, {absent[0]} for one; "
+            "pass network= an id or a folder of such a model"
+        )
+    return loaded.to(device).eval()
+
+
+def _placed(network: nn.Module, encode: Encoder) -> Encoder:
+    """An encoder that takes frames on the CPU to where its weights are, and gives float32."""
+    network.eval()
+    weights = next(network.parameters())
+    return lambda frames: encode(frames.to(weights.device, weights.dtype)).float()
+
+
+def _given(network: Any, device: torch.device, dtype: torch.dtype) -> Encoder:
+    if isinstance(network, nn.Module) and next(network.parameters(), None) is not None:
+        return _placed(network, network)
+    if not callable(network):
+        raise ValueError(
+            f"network must be an id, a folder, a model of transformers, or a callable of frames (B, 3, H, W) that "
+            f"returns features (B, D); got {type(network).__name__}"
+        )
+    return lambda frames: network(frames.to(device, dtype)).float()
+
+
+def _stretched(embeddings: Any, tokens: Tensor, height: int, width: int) -> Tensor:
+    """Position embeddings of a grid of patches of any shape, as DINO has them.
+
+    DINO interpolates with the *scale* (n + 0.1) / side, and a scale so stretched moves every sample a little;
+    transformers interpolates to the size.
+
+    Args:
+        embeddings: The model's embeddings, with `position_embeddings` (1, 1 + side², D) and `patch_size`.
+        tokens: (B, 1 + patches, D).
+        height: Of the frames, in pixels.
+        width: Of the frames, in pixels.
+    """
+    positions = embeddings.position_embeddings
+    side = round((positions.shape[1] - 1) ** 0.5)
+    if tokens.shape[1] == positions.shape[1] and height == width:
+        return positions
+    patch = embeddings.patch_size
+    patches = positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, D, side, side)
+    scale = [(pixels // patch + 0.1) / side for pixels in (height, width)]
+    patches = F.interpolate(patches, scale_factor=scale, mode="bicubic")
+    return torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
