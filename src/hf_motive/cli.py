@@ -1,7 +1,7 @@
-"""`hf-motive score | select | train | push | inspect`: the library for those who do not want to write Python.
+"""`hf-motive score | select | train | evaluate | push | inspect`: the library for who does not want to write Python.
 
 Here stands how a command line becomes arguments and an error becomes a sentence. What the commands do is in
-`scoring.py` and `commands/`, each imported when its command is called.
+`scoring.py`, `finetuning.py`, `evaluation/` and `commands/`, each imported when its command is called.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ hf-motive: which of my clips teach a video diffusion model to move well, and whi
 
   hf-motive score      rank the clips of a corpus by their influence on motion
   hf-motive select     take the best (or leave out the worst) as a folder that trainers read
+  hf-motive train      fine-tune the pipeline on them, or on all clips
+  hf-motive evaluate   generate with several models, measure, and compare them with intervals
   hf-motive push       publish a scored corpus, a selection, an index or a trained model on the Hub, with its card
   hf-motive inspect    say what an index, a scored dataset or a model is, and whether two are comparable
 
@@ -32,6 +34,8 @@ The common path of work:
   hf-motive select runs/mine --output best             # the best tenth: metadata.jsonl and mp4 files
   hf-motive train --model_name_or_path Wan-AI/Wan2.1-T2V-1.3B-Diffusers --dataset runs/mine --fraction 0.1 \\
       --output_dir runs/tuned                          # the pipeline, fine-tuned on it
+  hf-motive evaluate --pipeline Wan-AI/Wan2.1-T2V-1.3B-Diffusers --candidates base tuned=runs/tuned \\
+      --prompts my/prompts.txt --output runs/compared  # did the motion get better?
   hf-motive push best me/my-clips-best                 # private, with a dataset card
 
 `hf-motive COMMAND --help` explains every option. Options may stand in a YAML file too: --config my.yaml.
@@ -62,6 +66,22 @@ Fine-tune the pipeline on the clips that teach it to move, or on all of them.
 denoiser are trained. Clips' latents and text embeddings are computed once and kept on disk. --config FILE gives
 options by YAML; those of the command line go before them. Stopped and started again it goes on from its last
 checkpoint. Options not explained here are those of transformers' TrainingArguments and TRL's ModelConfig.
+"""
+
+EVALUATE = """\
+Did the motion get better? Generate for a list of prompts with several models, measure, compare.
+
+    hf-motive evaluate --pipeline Wan-AI/Wan2.1-T2V-1.3B-Diffusers --candidates base tuned=runs/tuned \\
+        --prompts my/prompts.txt --output runs/compared
+    hf-motive evaluate --config my.yaml
+    accelerate launch -m hf_motive.cli evaluate --config my.yaml    # on all that Accelerate knows
+
+Every candidate starts from the same noise for a prompt, so that clips are compared in pairs. The results are
+results.md, results.json (means, differences from the first candidate, won pairs, with intervals over prompts),
+scores.parquet (a row a clip) and videos/ in the output folder, with --page also a page on which people choose. The
+metrics that are taken by default need no weights. --config FILE gives options by YAML; those of the command line go
+before them. Stopped and started again it goes on where it was; with more prompts, seeds, metrics or candidates it does
+what is missing.
 """
 
 SELECT = """\
@@ -125,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. Ends by `SystemExit` where the exit status is not 0."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {"score": score, "select": select, "train": train, "push": push, "inspect": inspect}
+    commands |= {"evaluate": evaluate}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return
@@ -185,6 +206,22 @@ def train(
         if root is not None and path and not Path(path).exists() and (root / path).exists():
             setattr(told, name, str(root / path))
     return run(job, training, model)
+
+
+def evaluate(
+    arguments: Sequence[str],
+    *,
+    description: str = EVALUATE,
+    prog: str = "hf-motive evaluate",
+    root: Path | None = None,
+):
+    """Parse, generate and compare, for `hf-motive evaluate` and `examples/evaluate.py`; arguments as of `score`."""
+    from .evaluation import EvaluateArguments
+    from .evaluation import evaluate as run
+
+    usage = f"{prog} --candidates NAME=PLACE ... --prompts P [--output FOLDER] [--config FILE] [options]"
+    (job,) = parse(EvaluateArguments, arguments, prog=prog, usage=usage, description=description)
+    return run(job if root is None else job.below(root))
 
 
 def select(arguments: Sequence[str]) -> None:

@@ -1,0 +1,123 @@
+"""Means and their differences with bootstrap intervals in which the prompt is the unit, not the clip.
+
+Clips of one prompt resemble each other: ten seeds of five prompts tell as much of other prompts as five prompts do.
+So prompts are drawn, with all their clips, and the same draws serve every candidate and metric.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+#: What a clip counts for: its score, and its number of frames, by which some metrics weigh.
+Scored = tuple[float, int]
+#: How a metric makes one number of those of its clips.
+Mean = Callable[[list[float], list[int]], float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, and where it would fall with other prompts of the same kind.
+
+    Args:
+        value: Of all clips that there are.
+        low, high: Ends of the interval; None where there are fewer than two prompts.
+        prompts: How many prompts it rests on.
+        videos: How many clips (of a difference, how many pairs).
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    prompts: int
+    videos: int
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def estimate(
+    clips: Mapping[str, Sequence[Scored]], mean: Mean, draws: int, level: float, seed: int
+) -> Estimate | None:
+    """The metric of a candidate.
+
+    Args:
+        clips: Prompt -> its clips.
+        mean: Of the metric.
+        draws: Bootstrap samples.
+        level: Of the interval, in (0, 1).
+        seed: Of the draws: the same draws for the same number of prompts.
+
+    Returns:
+        None where nothing was scored.
+    """
+    prompts = [list(found) for found in clips.values() if found]
+    return _estimate(prompts, lambda drawn: _mean(drawn, mean), draws, level, seed)
+
+
+def difference(
+    clips: Mapping[str, Mapping[int, Scored]],
+    base: Mapping[str, Mapping[int, Scored]],
+    mean: Mean,
+    draws: int,
+    level: float,
+    seed: int,
+) -> Estimate | None:
+    """How far a candidate is above another, over the clips that both have: same prompt, same noise.
+
+    Args:
+        clips, base: Prompt -> repeat -> what was scored.
+        mean, draws, level, seed: As of `estimate`.
+
+    Returns:
+        None where they have no clip in common.
+    """
+    prompts = [
+        [(clips[prompt][repeat], base[prompt][repeat]) for repeat in clips[prompt] if repeat in base.get(prompt, {})]
+        for prompt in clips
+    ]
+
+    def apart(pairs: list[tuple[Scored, Scored]]) -> float:
+        return _mean([ours for ours, _ in pairs], mean) - _mean([theirs for _, theirs in pairs], mean)
+
+    return _estimate([pairs for pairs in prompts if pairs], apart, draws, level, seed)
+
+
+def _mean(clips: Sequence[Scored], mean: Mean) -> float:
+    return float(mean([score for score, _ in clips], [frames for _, frames in clips]))
+
+
+def _estimate(
+    prompts: list[list[Any]], statistic: Callable[[list[Any]], float], draws: int, level: float, seed: int
+) -> Estimate | None:
+    if not prompts:
+        return None
+    count, everything = len(prompts), [clip for prompt in prompts for clip in prompt]
+    value = statistic(everything)
+    low = high = None
+    if count > 1 and draws:
+        chosen = np.random.default_rng(seed).integers(count, size=(draws, count))
+        found = [statistic([clip for i in row for clip in prompts[i]]) for row in chosen.tolist()]
+        low, high = map(float, np.quantile(found, tails(count, level)))
+    return Estimate(value, low, high, count, len(everything))
+
+
+def tails(count: int, level: float) -> tuple[float, float]:
+    """Which quantiles of the bootstrap are the ends of the interval.
+
+    Of few units the plain ones, (1 ± level) / 2, lie too close together: the bootstrap's spread is that of a
+    population, smaller by √((n-1)/n), and knows nothing of Student's t. They are moved out by as much as that makes.
+    """
+    from scipy.stats import norm, t
+
+    low = float(norm.cdf(math.sqrt(count / (count - 1)) * t.ppf((1 - level) / 2, count - 1)))
+    return low, 1 - low

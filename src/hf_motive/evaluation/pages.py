@@ -1,0 +1,36 @@
+"""Pages on which people choose between two candidates' clips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .generate import Clip
+
+if TYPE_CHECKING:
+    from .arguments import EvaluateArguments
+
+
+def write_pages(clips: Mapping[str, Sequence[Clip]], arguments: EvaluateArguments, against: str) -> dict[str, str]:
+    """A page for each candidate and the one that all are compared with: `page-<candidate>-<against>.html`.
+
+    Returns:
+        Candidate -> the page's name in the output folder.
+    """
+    from ..preference import write_page
+
+    pages = {}
+    theirs = {(clip.prompt.key, clip.repeat): clip for clip in clips[against] if clip.file.exists()}
+    for name, of_one in clips.items():
+        if name == against:
+            continue
+        pairs = [
+            {"prompt": clip.prompt.text, "a": clip.file, "b": theirs[key].file}
+            for clip in of_one
+            if clip.file.exists() and (key := (clip.prompt.key, clip.repeat)) in theirs
+        ]
+        if pairs:
+            pages[name] = f"page-{name}-{against}.html"
+            write_page(Path(arguments.output) / pages[name], pairs, seed=arguments.seed)
+    return pages
