@@ -152,7 +152,9 @@ class VideoMetric(evaluate.Metric, ABC):
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
         """Score the videos given here and those added before."""
-        if predictions is None and references is None and self.writer is None:
+        # evaluate.combine gives references to all of its modules: those that take none leave them be
+        given = {"predictions": predictions, "references": references, **kwargs}
+        if self.writer is None and all(given.get(name) is None for name in self._feature_names()):
             raise ValueError(_nothing_scored(self.name, 0, {}))
         try:
             return super().compute(predictions=predictions, references=references, **kwargs)

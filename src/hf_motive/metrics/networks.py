@@ -25,9 +25,9 @@ def name_of(network: Any) -> str:
     if isinstance(network, (str, os.PathLike)):
         text = os.fspath(network)
         return f"{Path(text).name if Path(text).exists() else text} (transformers)"
-    config = getattr(network, "config", None)
-    if config is not None and getattr(config, "_name_or_path", ""):
-        return name_of(config._name_or_path)
+    source = getattr(getattr(network, "config", None), "_name_or_path", None)
+    if source:
+        return name_of(source)
     named = network if inspect.isroutine(network) else type(network)
     return f"{named.__qualname__} (given)"
 
@@ -138,7 +138,7 @@ def _loaded(model: Any, network: str | os.PathLike[str], device: torch.device, d
     logging.set_verbosity_error()  # a table of the weights that are not used: CLIP's text encoder, say
     try:
         loaded, report = model.from_pretrained(network, dtype=dtype, output_loading_info=True, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last: sizes that are not the configuration's
         raise OSError(
             f"the weights of {network} cannot be had: {str(error).splitlines()[0]} Pass network= another id, "
             "a folder that holds them, or the loaded model; or leave the metric out"
