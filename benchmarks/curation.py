@@ -1,0 +1,196 @@
+"""The paper's table in miniature: fine-tune on the tenth that each method chooses, and see what moves as asked.
+
+    python benchmarks/curation.py                            # everything, then the tables; stopped, it goes on
+    python benchmarks/curation.py --prepare                  # the world and the scores; then, on two cores,
+    python benchmarks/curation.py --share 1/2 & python benchmarks/curation.py --share 2/2
+    python benchmarks/curation.py --smoke                    # all of it, tiny, to see that it runs
+    python benchmarks/curation.py --table                    # the tables of what is finished
+
+The base model has unlearnt which word means which motion; the corpus holds clips that teach it right, clips that teach
+it wrong and idle ones (benchmarks/miniature/world.py). A *specialist* is trained on the tenth that is chosen for one
+motion's queries, the *generalist* on the tenth that the votes of all ten motions' queries choose. All but one see the
+same number of clips (equal compute); "full, equal epochs" sees every clip as often as the others see theirs, at ten
+times the cost. A seed changes what is chosen at random, the order, noise and timesteps of the training, the prompts
+and their noise.
+
+Writes docs/results.md, and under --output everything that was generated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from miniature import choosing, world  # noqa: E402
+from miniature.choosing import ASKING, GENERALIST, METHODS  # noqa: E402
+
+from hf_motive.lab.spec import MOTIONS  # noqa: E402
+
+EPOCHS = "full, equal epochs"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the experiment is."""
+
+    corpus: int = 400
+    queries: int = 4  # of each motion
+    base_clips: int = 400
+    base_steps: int = 150
+    base_lr: float = 3e-4
+    epochs: int = 10  # over a chosen tenth
+    batch: int = 4
+    lr: float = 3e-4
+    prompts: int = 2  # of each motion, for the generalist
+    special_prompts: int = 8  # of a specialist's motion
+    sampling_steps: int = 10
+    reference: int = 200  # simulated clips to compare with
+    seeds: tuple[int, ...] = (0, 1, 2)
+    specialists: tuple[str, ...] = ("bounce", "float", "spin")
+
+
+SMOKE = Size(
+    corpus=40, queries=1, base_clips=10, base_steps=2, epochs=1, prompts=1, special_prompts=2, sampling_steps=2,
+    reference=30, seeds=(0, 1), specialists=("float",),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model: who chose, for whom, and the seed of everything after."""
+
+    method: str
+    target: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return "-".join(f"{self.method} {self.target} {self.seed}".replace(",", "").split())
+
+
+def runs(size: Size) -> Iterator[Run]:
+    """The models in an order that gives a whole table as early as possible: seed by seed, the dear one last."""
+    for seed in size.seeds:
+        for method in METHODS:
+            yield Run(method, GENERALIST, seed)
+        for target in size.specialists:
+            for method in ASKING:
+                yield Run(method, target, seed)
+    for seed in size.seeds:
+        yield Run(EPOCHS, GENERALIST, seed)
+
+
+def prompts(run: Run, size: Size) -> list[Any]:
+    """What a model is asked for: the generalist two of each motion, and where it was not chosen for anything in
+    particular, what the specialists are asked as well."""
+    specs = world.prompt_specs(max(size.prompts, size.special_prompts), run.seed)
+    if run.target != GENERALIST:
+        return [s for s in specs if s.motion == run.target][: size.special_prompts]
+    wanted = []
+    for motion in MOTIONS:
+        special = motion in size.specialists and run.method not in ASKING
+        wanted += [s for s in specs if s.motion == motion][: max(size.special_prompts if special else 0, size.prompts)]
+    return wanted
+
+
+class Experiment:
+    """The world, made once and kept in a folder, and what every run in it needs."""
+
+    def __init__(self, output: Path, size: Size):
+        from diffusers import WanPipeline
+
+        self.output, self.size, self.judge = output, size, None
+        self.base = output / "base"
+        lab = ROOT / "examples" / "lab" / "pipeline"
+        world.make_base(lab, self.base, clips=size.base_clips, steps=size.base_steps, lr=size.base_lr)
+        world.write_clips(output / "corpus", world.corpus_clips(size.corpus))
+        world.write_clips(output / "queries", world.query_clips(size.queries))
+        self._load = lambda: WanPipeline.from_pretrained(self.base)
+        pipe = self.pipeline()
+        self.corpus, queries = choosing.encoded(pipe, world.CLIP, [output / "corpus", output / "queries"])
+        self.choices = choosing.choices(pipe, world.CLIP, self.corpus, queries, output / "features")
+
+    def pipeline(self) -> Any:
+        pipe = self._load()
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def do(self, run: Run) -> None:
+        """Choose, train, generate, measure; what is finished stays."""
+        from miniature.judging import Judge
+        from miniature.outcome import fine_tune, outcome
+
+        if self.judge is None:
+            self.judge = Judge(self.output / "judge", self.pipeline().vae, self.size.reference)
+        size, folder = self.size, self.output / "models" / run.name
+        if (folder / "run.json").exists():
+            return
+        begin, pipe = time.monotonic(), self.pipeline()
+        facts: dict[str, Any] = {"method": run.method, "target": run.target, "seed": run.seed, "clips_seen": 0}
+        if run.method != "base":
+            method = "full" if run.method == EPOCHS else run.method
+            chosen = self.choices.chosen(method, run.target, run.seed, len(self.corpus))
+            clips_seen = size.epochs * (
+                len(chosen) if run.method == EPOCHS else round(choosing.FRACTION * size.corpus)
+            )
+            facts |= {"clips_seen": clips_seen, "chosen": chosen.tolist()}
+            fine_tune(
+                pipe,
+                self.corpus.select(chosen),
+                clips_seen=clips_seen,
+                seed=run.seed,
+                lr=size.lr,
+                batch=size.batch,
+                folder=folder / "training",
+            )
+        trained = time.monotonic() - begin
+        outcome(pipe, self.judge, prompts(run, size), seed=run.seed, steps=size.sampling_steps, folder=folder)
+        facts |= {"seconds": {"training": round(trained), "all": round(time.monotonic() - begin)}}
+        (folder / "run.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")  # last: it says "finished"
+        print(f"{run.name}: {facts['seconds']['all']} s", flush=True)
+
+
+def main() -> None:
+    from hf_motive.scoring import quiet
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="folder; by default runs/curation, or runs/curation-smoke")
+    parser.add_argument("--smoke", action="store_true", help="a tiny one, in two minutes")
+    parser.add_argument("--prepare", action="store_true", help="make the world and score its clips, and do no run")
+    parser.add_argument("--share", default="1/1", help="k/n: do the k-th of every n runs, for n processes at once")
+    parser.add_argument("--table", action="store_true", help="write the tables of what is finished, and do no run")
+    parser.add_argument(
+        "--report", type=Path, help="where the tables go; by default docs/results.md, in a smoke run none"
+    )
+    told = parser.parse_args()
+    quiet()
+    torch.set_num_threads(1)
+    size = SMOKE if told.smoke else Size()
+    output = told.output or ROOT / "runs" / ("curation-smoke" if told.smoke else "curation")
+    k, n = map(int, told.share.split("/"))
+    if not told.table:
+        experiment = Experiment(output, size)
+        for run in [] if told.prepare else list(runs(size))[k - 1 :: n]:
+            experiment.do(run)
+    if told.prepare:
+        return
+    from miniature.tables import write_report
+
+    report = told.report or (output / "results.md" if told.smoke or n > 1 else ROOT / "docs" / "results.md")
+    write_report(output, size, report)
+    print(f"tables: {report}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The parts of benchmarks/curation.py: the world, who chooses, what came of it, the tables."""

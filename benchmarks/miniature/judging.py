@@ -1,0 +1,68 @@
+"""What is measured of a generated clip, and what it is compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hf_motive.metrics.flow_statistics import flow_statistics
+from torch import Tensor
+
+from hf_motive.lab import ClipSpec, render_clip
+from hf_motive.lab.autoencoder import decode_whole, encode_whole
+from hf_motive.lab.classifier import CLASSES, clip_features, fit_classifier
+from hf_motive.lab.spec import MODEL_FRAMES, MOTIONS, balanced_specs
+from hf_motive.metrics import load
+
+from .world import REFERENCE_SEED
+
+#: Modules that need neither weights nor a reference; what they say is in docs/metrics.md.
+MODULES = ("temporal_jitter", "object_permanence", "warp_smoothness", "flow_dynamic_degree")
+
+
+class Judge:
+    """The classifier of motions, the modules, and the flow of simulated clips as the pipeline's VAE shows them.
+
+    Args:
+        folder: Where the flow statistics of the simulated clips are kept.
+        vae: The pipeline's.
+        reference: How many clips are simulated.
+    """
+
+    def __init__(self, folder: Path, vae: Any, reference: int):
+        self.classifier = fit_classifier()
+        self.modules = {name: load(name) for name in MODULES}
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "reference.pt").exists():
+            specs = balanced_specs(reference, REFERENCE_SEED, static=0, moving_camera=0, num_frames=MODEL_FRAMES)
+            flow = torch.stack([flow_statistics(_through(vae, render_clip(spec).frames)) for spec in specs])
+            torch.save({"flow": flow, "motions": [spec.motion for spec in specs]}, folder / "reference.partial")
+            (folder / "reference.partial").rename(folder / "reference.pt")
+
+    def __call__(self, clip: Tensor, spec: ClipSpec) -> tuple[dict[str, Any], Tensor]:
+        """What a clip (F, 3, H, W) in [-1, 1] that was asked for by `spec` measures, and its flow statistics (D,)."""
+        probabilities = self.classifier.probabilities(clip_features([clip]))[0]
+        pixels = ((clip + 1) * 127.5).round().clamp(0, 255).byte()
+        measured: dict[str, Any] = {
+            "seen": CLASSES[int(probabilities.argmax())],
+            "probability": float(probabilities[CLASSES.index(spec.motion)]),
+        }
+        for name, module in self.modules.items():
+            measured[name] = module.score(pixels, 16.0)
+        return measured, flow_statistics(clip)
+
+
+def reference(folder: Path, motion: str | None) -> Tensor:
+    """Flow statistics (N, D) of the simulated clips of a motion, or of all."""
+    kept = torch.load(folder / "reference.pt", weights_only=True)
+    assert set(kept["motions"]) <= set(MOTIONS)
+    rows = [i for i, name in enumerate(kept["motions"]) if motion in (None, name)]
+    return kept["flow"][rows]
+
+
+@torch.no_grad()
+def _through(vae: Any, frames: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        decoded = decode_whole(vae, encode_whole(vae, frames.transpose(0, 1)[None])[0])
+    return decoded[0].float().transpose(0, 1).clamp(-1, 1)
