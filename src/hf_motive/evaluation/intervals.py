@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..preference.clusters import tails
+
 #: What a clip counts for: its score, and its number of frames, by which some metrics weigh.
 Scored = tuple[float, int]
 #: How a metric makes one number of those of its clips.
@@ -107,17 +109,26 @@ def _estimate(
     if count > 1 and draws:
         chosen = np.random.default_rng(seed).integers(count, size=(draws, count))
         found = [statistic([clip for i in row for clip in prompts[i]]) for row in chosen.tolist()]
-        low, high = map(float, np.quantile(found, tails(count, level)))
+        low, high = map(float, np.quantile(found, tails(level, count)))
     return Estimate(value, low, high, count, len(everything))
 
 
-def tails(count: int, level: float) -> tuple[float, float]:
-    """Which quantiles of the bootstrap are the ends of the interval.
+def jackknife(prompts: Sequence[Sequence[Any]], statistic: Callable[[list[Any]], float], level: float) -> Estimate:
+    """A statistic that is of a set and no mean, with an interval from what it is without each of the prompts.
 
-    Of few units the plain ones, (1 ± level) / 2, lie too close together: the bootstrap's spread is that of a
-    population, smaller by √((n-1)/n), and knows nothing of Student's t. They are moved out by as much as that makes.
+    Args:
+        prompts: The clips of each prompt; at least one.
+        statistic: Of any clips.
+        level: Of the interval: Student's t with a degree of freedom fewer than there are prompts.
     """
-    from scipy.stats import norm, t
+    from scipy.stats import t
 
-    low = float(norm.cdf(math.sqrt(count / (count - 1)) * t.ppf((1 - level) / 2, count - 1)))
-    return low, 1 - low
+    count, everything = len(prompts), [clip for prompt in prompts for clip in prompt]
+    value, low, high = statistic(everything), None, None
+    if count > 1:
+        without = [[clip for i, prompt in enumerate(prompts) if i != out for clip in prompt] for out in range(count)]
+        values = np.array([statistic(rest) for rest in without])
+        error = math.sqrt((count - 1) / count * ((values - values.mean()) ** 2).sum())
+        reach = float(t.ppf((1 + level) / 2, count - 1)) * error
+        low, high = value - reach, value + reach
+    return Estimate(value, low, high, count, len(everything))

@@ -66,12 +66,13 @@ def evaluate(arguments: EvaluateArguments) -> Report:
         for spec in specs
         if spec.name != DISTANCE
     ]
+    by_name = {candidate.name: of_one for candidate, of_one in clips.items()}
+    against = arguments.against or candidates[0].name
+    distances = [measure_distance(spec, by_name, against, arguments, state) for spec in specs if spec.name == DISTANCE]
     if state.is_main_process:
-        by_name = {candidate.name: of_one for candidate, of_one in clips.items()}
-        distances = [measure_distance(spec, by_name, arguments, state) for spec in specs if spec.name == DISTANCE]
-        report = report_of(arguments, by_name, measured, distances, described)
+        report = report_of(arguments, by_name, against, measured, distances, described)
         if arguments.page:
-            report.pages = write_pages(by_name, arguments, report.against)
+            report.pages = write_pages(by_name, arguments, against)
         write_scores(folder, by_name, measured)
         report.save(folder)
         report.print()

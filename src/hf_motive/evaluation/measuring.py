@@ -46,7 +46,7 @@ class Measured:
 
     @property
     def higher_is_better(self) -> bool:
-        return getattr(self.metric, "higher_is_better", self.name != "temporal_jitter")
+        return self.metric.higher_is_better
 
 
 class Journal:
@@ -148,7 +148,7 @@ def measure(spec: Spec, clips: Sequence[Clip], folder: Path, state: PartialState
     if todo:
         share = list(todo.items())[state.process_index :: state.num_processes]
         with journal.writer(state.process_index) as writer:
-            for name, file in _bar(share, spec.name, state):
+            for name, file in shown(share, spec.name, state):
                 line = {"clip": name, **_line(metric, file)}
                 writer.write(json.dumps(line) + "\n")
         state.wait_for_everyone()
@@ -176,7 +176,8 @@ def _line(metric: Any, file: Path) -> dict[str, Any]:
         return {"reason": reason, "backend": metric.backend}
 
 
-def _bar(share: Sequence[Any], name: str, state: PartialState) -> Iterator[Any]:
+def shown(share: Sequence[Any], name: str, state: PartialState) -> Iterator[Any]:
+    """A share of the clips, with a progress bar on the main process."""
     from tqdm.auto import tqdm
 
     return iter(tqdm(share, desc=name, unit="clip", disable=not state.is_main_process))

@@ -16,22 +16,27 @@ def judged(
     higher_is_better: bool,
     arguments: EvaluateArguments,
 ) -> dict[str, Any]:
-    """Won, tied and lost pairs, and the win rate with an interval over prompts.
+    """Won, tied and lost pairs, and the win rate with an interval that counts a prompt's pairs as one cluster.
 
     Args:
-        ours, theirs: Prompt -> repeat -> score and frames.
+        ours, theirs: Prompt -> repeat -> score and frames; at least one pair is in both.
         higher_is_better: Of the metric.
         arguments: Of the job: what is a tie, and the interval's level.
 
     Returns:
-        `win`, `tie`, `loss`: counts. `win_rate`, `low`, `high`: shares, a tie being half of a win.
+        As JSON values what `hf_motive.preference.compare` says, and `low` and `high`, the ends of the win rate's
+        interval.
     """
-    sign = 1 if higher_is_better else -1
-    counts = {"win": 0, "tie": 0, "loss": 0}
-    for prompt, repeats in ours.items():
-        for repeat, (score, _) in repeats.items():
-            if repeat in theirs.get(prompt, {}):
-                apart = sign * (score - theirs[prompt][repeat][0])
-                counts["tie" if abs(apart) <= arguments.tie else "win" if apart > 0 else "loss"] += 1
-    rate = (counts["win"] + counts["tie"] / 2) / sum(counts.values())
-    return {**counts, "win_rate": rate, "low": None, "high": None}
+    from ..preference import compare, judge_by_metric
+
+    both = [(prompt, repeat) for prompt in ours for repeat in ours[prompt] if repeat in theirs.get(prompt, {})]
+    judgements = judge_by_metric(
+        [ours[prompt][repeat][0] for prompt, repeat in both],
+        [theirs[prompt][repeat][0] for prompt, repeat in both],
+        [prompt for prompt, _ in both],
+        tie=arguments.tie,
+        higher_is_better=higher_is_better,
+    )
+    found = compare(judgements, level=arguments.level, seed=arguments.seed)
+    low, high = found.interval("win_rate")
+    return {**found.to_dict(), "low": low, "high": high}

@@ -24,6 +24,7 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "evaluate", "opencv-python-h
 def report_of(
     arguments: EvaluateArguments,
     clips: Mapping[str, Sequence[Clip]],
+    against: str,
     measured: Sequence[Measured],
     distances: Sequence[Distance],
     described: Mapping[str, dict[str, Any]],
@@ -33,11 +34,11 @@ def report_of(
     Args:
         arguments: Of the job.
         clips: Candidate -> all its clips, in one order.
+        against: The candidate that the others are compared with.
         measured: Metrics of single clips.
         distances: Metrics of sets of clips.
         described: Candidate -> what it is.
     """
-    against = arguments.against or next(iter(clips))
     others = [name for name in clips if name != against]
     draw: dict[str, Any] = {"draws": arguments.draws, "level": arguments.level, "seed": arguments.seed}
     values: dict[str, dict[str, Estimate]] = {}
@@ -59,7 +60,7 @@ def report_of(
             }
         groups[one.name] = _by_group(one, clips, mean)
     for distance in distances:
-        values[distance.name], differences[distance.name] = distance.values, distance.apart(against)
+        values[distance.name], differences[distance.name] = distance.values, distance.differences
     first = next(iter(clips.values()))
     every: list[Any] = [*measured, *distances]
     return Report(
@@ -73,7 +74,7 @@ def report_of(
         prompts=len({clip.prompt.key for clip in first}),
         seeds=arguments.seeds,
         level=arguments.level,
-        failed=_failed(clips, measured),
+        failed=_failed(clips, every),
         versions={name: version(name) for name in ("hf-motive", *_LIBRARIES)},
     )
 
@@ -109,7 +110,7 @@ def _by_group(
     return table
 
 
-def _failed(clips: Mapping[str, Sequence[Clip]], measured: Sequence[Measured]) -> list[dict[str, Any]]:
+def _failed(clips: Mapping[str, Sequence[Clip]], measured: Sequence[Any]) -> list[dict[str, Any]]:
     rows = []
     for name, of_one in clips.items():
         for clip in of_one:
