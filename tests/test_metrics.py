@@ -266,8 +266,9 @@ class Both(FrameCount):
 def test_sets_of_two_sizes(tmp_path, files):
     metric = Both(cache_dir=str(tmp_path))
     result = metric.compute(predictions=files, references=files[2:])
-    assert result["both"] == 24 and result["both_per_video"] == [[12, 12, 12, 30], [12, 30]]
+    assert result == {"both": 24, "both_per_video": [[12, 12, 12, 30], [12, 30]], "both_backend": "counting"}
     assert metric.compute(predictions=files[:1], references=files)["both_per_video"] == [[12], [12, 12, 12, 30]]
+    assert metric.compute(predictions=[*files, None], references=files)["both_failed"].keys() == {4}
 
 
 # Loading --------------------------------------------------------------------------------------------------------
@@ -543,6 +544,9 @@ def test_imaging_quality():
         assert result["imaging_quality_per_video"] == pytest.approx(expected, abs=1e-6)
         assert result["imaging_quality"] == pytest.approx(np.mean(expected), abs=1e-6)
         assert result["imaging_quality_backend"] == "brightness (given)"
+    sizes = []
+    whole = metrics.load("imaging_quality", network=lambda frame: sizes.append(frame.shape) or 50, resize="none")
+    assert whole.compute(predictions=videos[:1])["imaging_quality"] == 0.5 and sizes == [(1, 3, 480, 832)]
 
 
 def test_the_leaderboards_scale():

@@ -54,6 +54,7 @@ class VideoMetric(evaluate.Metric, ABC):
     INPUTS: ClassVar[str] = ""  # the module's own options, and an example
     REFERENCE_URLS: ClassVar[Sequence[str]] = ()
     FEATURES: ClassVar[dict[str, Any]] = {"predictions": VIDEO}
+    higher_is_better: ClassVar[bool] = True
 
     # What evaluate keeps of the rows and of the files that hold them; some of it only between two calls.
     data: Any
