@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ..preference.clusters import tails
 
+#: Fewer prompts than this say little of others, whatever the interval.
+FEW = 10
 #: What a clip counts for: its score, and its number of frames, by which some metrics weigh.
 Scored = tuple[float, int]
 #: How a metric makes one number of those of its clips.
@@ -99,17 +101,20 @@ def _mean(clips: Sequence[Scored], mean: Mean) -> float:
 
 
 def _estimate(
-    prompts: list[list[Any]], statistic: Callable[[list[Any]], float], draws: int, level: float, seed: int
+    prompts: Sequence[list[Any]], statistic: Callable[[list[Any]], float], draws: int, level: float, seed: int
 ) -> Estimate | None:
     if not prompts:
         return None
     count, everything = len(prompts), [clip for prompt in prompts for clip in prompt]
     value = statistic(everything)
-    low = high = None
-    if count > 1 and draws:
-        chosen = np.random.default_rng(seed).integers(count, size=(draws, count))
-        found = [statistic([clip for i in row for clip in prompts[i]]) for row in chosen.tolist()]
-        low, high = map(float, np.quantile(found, tails(level, count)))
+    if count < 2:
+        return Estimate(value, None, None, count, len(everything))
+    chosen = np.random.default_rng(seed).integers(count, size=(draws, count))
+    found = [statistic([clip for i in row for clip in prompts[i]]) for row in chosen.tolist()]
+    low, high = map(float, np.quantile(found, tails(level, count)))
+    if count < FEW:  # drawn again, they never lie outside of what they are: three of one sign would leave zero out
+        wider = jackknife(prompts, statistic, level)
+        low, high = min(low, cast(float, wider.low)), max(high, cast(float, wider.high))
     return Estimate(value, low, high, count, len(everything))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..training.samples import write_text
-from .intervals import Estimate
+from .intervals import FEW, Estimate
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 #: In the folder of the results.
 RESULTS, SCORES, TABLE = "results.json", "scores.parquet", "results.md"
-#: Fewer prompts than this say little of others, whatever the interval.
-_FEW = 10
 
 
 @dataclass
@@ -106,36 +104,38 @@ class Report:
         from rich.table import Table
 
         console = console or Console()
-        console.print("\n" + self._what(), highlight=False, markup=False)
+        plain: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
+        console.print(f"\n{self._what()}\n", **plain)
         names = list(self.candidates)
+        others = [name for name in names if name != self.against]
         table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
         for column in ("", *names):
             table.add_column(escape(column), no_wrap=True)
-        others = [name for name in names if name != self.against]
-        for metric in self.values:
-            table.add_row(_label(self, metric), *self._cells(self.values, metric))
+        for metric, found in self.values.items():
+            table.add_row(f"[bold]{_label(self, metric)}[/bold]", *(_cell(found.get(name)) for name in names))
+            table.add_row("", *(_ends(found.get(name)) for name in names), style="dim")
             if others:
-                apart = dict(zip(others, self._cells(self.differences, metric, others, sign=True), strict=True))
-                table.add_row("", *(apart.get(name, "") for name in names), style="dim")
+                apart = self.differences[metric]
+                table.add_row(f"  above {escape(self.against)}", *(_cell(apart.get(name), True) for name in names))
+                table.add_row("", *(_ends(apart.get(name), True) for name in names), style="dim")
             if metric in self.preferences:
-                won = {row[1]: f"wins {row[2]}, ties {row[3]}, loses {row[4]}" for row in self._pairs(metric)}
-                table.add_row("", *(won.get(name, "") for name in names), style="dim")
+                pairs = {row[1]: f"{row[2]} won, {row[3]} tied, {row[4]} lost" for row in self._pairs(metric)}
+                table.add_row(f"  against {escape(self.against)}", *(pairs.get(name, "") for name in names))
         console.print(table)
         if others:
-            console.print(self._of_differences(), highlight=False, markup=False)
+            console.print(self._of_differences(), **plain)
         if self.failed:
             first = self.failed[0]
             console.print(
                 f"{len(self.failed)} left out, e.g. {first['candidate']}, {first['prompt']!r}: {first['reason']}",
-                highlight=False,
-                markup=False,
+                **plain,
             )
 
     # ------------------------------------------------------------------------------------------------------- words
 
     def _what(self) -> str:
         clips = f"{self.prompts} prompt{'s' * (self.prompts != 1)}, {self.seeds} clip{'s' * (self.seeds != 1)} of each"
-        few = f" So few prompts say little of others: {_FEW} are the least to build on." if self.prompts < _FEW else ""
+        few = f" So few prompts say little of others: {FEW} are the least to build on." if self.prompts < FEW else ""
         return (
             f"{clips}, from the same noise for every candidate. In brackets where the mean would fall with other "
             f"prompts of the kind, {self.level:.0%} (bootstrap over prompts).{few} ↑ higher is better, ↓ lower."
@@ -164,7 +164,8 @@ class Report:
         *,
         sign: bool = False,
     ) -> list[str]:
-        return [_cell(table[metric].get(name), sign) for name in (self.candidates if names is None else names)]
+        found = [table[metric].get(name) for name in (self.candidates if names is None else names)]
+        return [f"{_cell(one, sign)} {_ends(one, sign)}".strip() or "–" for one in found]
 
     def _pairs(self, metric: str | None = None) -> Iterator[list[str]]:
         for name in self.preferences if metric is None else [metric]:
@@ -204,16 +205,23 @@ def _how(said: Mapping[str, Any]) -> list[str]:
 
 
 def _cell(found: Estimate | None, sign: bool = False) -> str:
-    """A value and its interval, to the digits that the interval leaves meaning to."""
+    """A value to the digits that its interval leaves meaning to; with a star where a difference is none by chance."""
     if found is None:
-        return "–"
-    plus = "+" if sign else ""
-    if found.low is None or found.high is None:
-        return f"{found.value:{plus}.4g}"
-    half = (found.high - found.low) / 2
-    digits = max(0, min(6, 1 - math.floor(math.log10(half)))) if half > 0 else 4
-    ends = f"[{found.low:{plus}.{digits}f}, {found.high:{plus}.{digits}f}]"
-    return f"{found.value:{plus}.{digits}f} {ends}{'*' if sign and found.is_apart else ''}"
+        return ""
+    star = "*" if sign and found.is_apart else ""
+    return f"{found.value:{'+' if sign else ''}{_style(found)}}{star}"
+
+
+def _ends(found: Estimate | None, sign: bool = False) -> str:
+    if found is None or found.low is None:
+        return ""
+    style = f"{'+' if sign else ''}{_style(found)}"
+    return f"[{found.low:{style}}, {found.high:{style}}]"
+
+
+def _style(found: Estimate) -> str:
+    half = 0.0 if found.low is None or found.high is None else (found.high - found.low) / 2
+    return f".{max(0, min(6, 1 - math.floor(math.log10(half))))}f" if half > 0 else ".4g"
 
 
 def _plain(value: float | None) -> str:
