@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -87,7 +86,7 @@ class Journal:
 
 
 def load_metric(spec: Spec, device: Any) -> Any:
-    """A module of `hf_motive.metrics` with its options; a network may be named `module:object`.
+    """A module of `hf_motive.metrics` with its options.
 
     Raises:
         ValueError: It cannot be had; the message says why, and the remedy where there is one.
@@ -95,8 +94,7 @@ def load_metric(spec: Spec, device: Any) -> Any:
     from ..metrics import load
 
     try:
-        options = {name: _imported(value) for name, value in spec.options.items()}
-        return load(spec.name, **{"device": device, **options})
+        return load(spec.name, **{"device": device, **spec.options})
     except Exception as error:
         raise ValueError(f"metric {spec.name} cannot be had: {_said(error)}") from error
 
@@ -190,13 +188,5 @@ def _moving(frames: int, height: int, width: int) -> torch.Tensor:
     return (127.5 + 100 * torch.sin(slants / 7.0)).to(torch.uint8)
 
 
-def _imported(value: Any) -> Any:
-    """`package.module:name` as what it names; everything else as it is."""
-    if isinstance(value, str) and value.count(":") == 1 and "/" not in value and "\\" not in value:
-        module, _, name = value.partition(":")
-        return getattr(importlib.import_module(module), name)
-    return value
-
-
 def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, ValueError | OSError | TypeError) else f"{type(error).__name__}: {error}"

@@ -110,7 +110,7 @@ class Report:
         others = [name for name in names if name != self.against]
         table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
         for column in ("", *names):
-            table.add_column(escape(column), no_wrap=True)
+            table.add_column(escape(column), no_wrap=not column, overflow="fold")  # a number is never cut
         for metric, found in self.values.items():
             table.add_row(f"[bold]{_label(self, metric)}[/bold]", *(_cell(found.get(name)) for name in names))
             table.add_row("", *(_ends(found.get(name)) for name in names), style="dim")
