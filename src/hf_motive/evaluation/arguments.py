@@ -8,12 +8,11 @@ from typing import Any
 
 from ..scoring import parsed_call_kwargs
 from .candidates import OPTIONS
+from .measuring import DISTANCE
 from .specs import Spec, parse_specs
 
 #: Metrics that need no weights: what is measured unless something else is asked for.
 WEIGHTS_FREE = ("warp_smoothness", "flow_dynamic_degree", "temporal_jitter", "object_permanence")
-#: Compares sets of clips, and so needs references; needs no weights either.
-DISTANCE = "flow_statistics_distance"
 
 
 @dataclass

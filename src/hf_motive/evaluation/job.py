@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import DISTANCE, EvaluateArguments
+from .arguments import EvaluateArguments
 from .candidates import Candidate, resolve
 from .distance import measure_distance
 from .fingerprints import Fingerprints
 from .generate import VIDEOS, Clip, clips_of, forget_failures, generate, settings_of, settle
-from .measuring import Measured, check_metric, measure
+from .measuring import DISTANCE, Measured, check_metric, measure
 from .pages import write_pages
 from .prompts import Prompt, load_prompts
 from .report import Report, load_report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from .specs import Spec
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+#: The metric that compares sets of clips, and so needs references.
+DISTANCE = "flow_statistics_distance"
 #: In the folder of the results: a folder of scores for each metric and its options.
 SCORES = "scores"
 #: Frames of the clip on which a metric is tried before anything is generated.
@@ -106,10 +109,12 @@ def check_metric(spec: Spec, device: Any, *, num_frames: int, height: int, width
         ValueError: As `load_metric`.
     """
     metric = load_metric(spec, device)
-    if compares_sets(metric):
-        return
+    clip = _moving(min(num_frames, _TRIAL), height, width)
     try:
-        metric._score(_moving(min(num_frames, _TRIAL), height, width), fps)
+        if spec.name == DISTANCE:
+            metric.features(clip, fps)
+        else:
+            score(metric, clip, fps)
     except Exception as error:
         raise ValueError(
             f"metric {spec.name} cannot score a clip of {num_frames} frames, {height} × {width}, of moving stripes: "
@@ -117,8 +122,13 @@ def check_metric(spec: Spec, device: Any, *, num_frames: int, height: int, width
         ) from error
 
 
-def compares_sets(metric: Any) -> bool:
-    return "references" in metric._feature_names()
+def score(metric: Any, clip: torch.Tensor, fps: float | None) -> float:
+    """One clip's number. Raises ValueError where there is none."""
+    with torch.no_grad():
+        found = float(metric.score(clip, fps))
+    if not math.isfinite(found):
+        raise ValueError(f"the score is {found}")
+    return found
 
 
 def measure(spec: Spec, clips: Sequence[Clip], folder: Path, state: PartialState, *, retry_failed: bool) -> Measured:
@@ -168,7 +178,7 @@ def _line(metric: Any, file: Path) -> dict[str, Any]:
 
     try:
         clip, fps = unpack({"path": str(file), "bytes": None})
-        return {"score": metric._score(clip, fps), "frames": len(clip), "backend": metric.backend}
+        return {"score": score(metric, clip, fps), "frames": len(clip), "backend": metric.backend}
     except (ValueError, torch.OutOfMemoryError) as error:  # ClipError is a ValueError
         reason = error.reason if isinstance(error, ClipError) else str(error)
         return {"reason": reason, "backend": metric.backend}
