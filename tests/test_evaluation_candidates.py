@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -155,6 +157,21 @@ def test_a_lora_of_no_strength_is_its_base(models):
     assert 0 < gaps["half"] < gaps["whole"]
 
 
+def test_trained_weights_of_the_hub_are_found_where_its_client_keeps_them(models, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repo, commit = tmp_path / "models--me--tuned", "0123456789" * 4
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    snapshot = shutil.copytree(models / "lora", repo / "snapshots" / commit)
+    candidate = resolve(Spec("tuned", "me/tuned", {}), str(models / "pipeline"))
+    assert (candidate.kind, candidate.place) == ("trained", str(snapshot))
+    assert candidate.weights(Fingerprints(tmp_path / "out"))["weights"] == commit
+    assert any("lora" in name for name in candidate.load("float32", "cpu").transformer.state_dict())
+    (snapshot / "model.json").write_text(json.dumps({"base_model": "me/base", "base_is_hub": True}))
+    with pytest.raises(FileNotFoundError, match="me/base is no folder here, and the Hub does not give it"):
+        resolve(Spec("tuned", "me/tuned", {}), None)  # which base it is stands in its facts
+
+
 def test_what_cannot_be_compared_is_said(models, tmp_path):
     def fails(place, *, pipeline=str(models / "pipeline"), load=False, **options):
         with pytest.raises((ValueError, FileNotFoundError)) as error:
@@ -182,9 +199,6 @@ def test_what_cannot_be_compared_is_said(models, tmp_path):
 
 
 def test_a_fingerprint_follows_the_weights_and_nothing_else(models, tmp_path):
-    import os
-    import shutil
-
     folder = shutil.copytree(models / "full", tmp_path / "full")
     first = Fingerprints(tmp_path).of(str(folder))
     (folder / "README.md").write_text("a card")
