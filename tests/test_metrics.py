@@ -506,6 +506,7 @@ def test_consistency_is_the_mean_over_all_frames(name, transform):
     assert result[name] == pytest.approx(weighted, abs=1e-6)
     assert abs(result[name] - np.mean(result[f"{name}_per_video"])) > 1e-3  # a longer clip counts more
     assert result[f"{name}_backend"] == "features_of (given)"
+    assert metrics.load(name, network=f"{__name__}:features_of").compute(predictions=videos) == result
 
 
 def test_cosines_below_zero_count_as_zero():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .module import VideoMetric
-from .networks import Encoder, name_of
+from .networks import Encoder, imported, name_of
 
 
 class EmbeddingMetric(VideoMetric):
@@ -17,7 +17,7 @@ class EmbeddingMetric(VideoMetric):
 
     Args:
         network: The encoder, in place of the module's own: an id, a folder, a loaded model of transformers, or a
-            callable from frames (B, 3, H, W), preprocessed, to features (B, D).
+            callable from frames (B, 3, H, W), preprocessed, to features (B, D), also as "package.module:name".
         dtype: Of weights that are loaded here: "float32", "float16", "bfloat16" or torch's.
         batch_size: Frames at a time. It decides about memory, not about the result.
         options: Of `VideoMetric`.
@@ -37,7 +37,7 @@ class EmbeddingMetric(VideoMetric):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         super().__init__(**options)
-        self.network = self.NETWORK if network is None else network
+        self.network = self.NETWORK if network is None else imported(network)
         self.dtype = kind
         self.batch_size = batch_size
         self._encoder: Encoder | None = None

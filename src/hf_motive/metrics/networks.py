@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MethodType
@@ -22,6 +23,8 @@ Encoder = Callable[[Tensor], Tensor]
 
 def name_of(network: Any) -> str:
     """What a result calls a network: an id, the name of a folder or of what was given, and where it comes from."""
+    if _is_import(network):
+        return f"{network.split(':')[1]} (given)"
     if isinstance(network, (str, os.PathLike)):
         text = os.fspath(network)
         return f"{Path(text).name if Path(text).exists() else text} (transformers)"
@@ -117,18 +120,29 @@ def given(network: Any, what: str) -> Callable[..., Any]:
     """A network that the user brings.
 
     Args:
-        network: A callable, or where to import one from: "package.module:name".
+        network: A callable, or where to import one from, "package.module:name".
         what: What the error says where there is none.
 
     Raises:
         ValueError: `network` is neither.
     """
-    if isinstance(network, str) and network.count(":") == 1:
-        module, name = network.split(":")
-        network = getattr(importlib.import_module(module), name)
+    network = imported(network)
     if not callable(network):
         raise ValueError(what)
     return network
+
+
+def imported(network: Any) -> Any:
+    """What "package.module:name" names; everything else as it is."""
+    if not _is_import(network):
+        return network
+    module, name = network.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _is_import(network: Any) -> bool:
+    # No id and no path has a colon between names.
+    return isinstance(network, str) and re.fullmatch(r"\w+(\.\w+)*:\w+", network) is not None
 
 
 def _loaded(model: Any, network: str | os.PathLike[str], device: torch.device, dtype: torch.dtype, **options: Any):
