@@ -56,13 +56,14 @@ class Size:
     special_prompts: int = 8  # of a specialist's motion
     sampling_steps: int = 10
     reference: int = 200  # simulated clips to compare with
+    fitted_to: int = 660  # simulated clips that the judge of motions knows
     seeds: tuple[int, ...] = (0, 1, 2)
     specialists: tuple[str, ...] = ("bounce", "float", "spin")
 
 
 SMOKE = Size(
-    corpus=40, queries=1, base_clips=10, base_steps=2, epochs=1, prompts=1, special_prompts=2, sampling_steps=2,
-    reference=30, seeds=(0, 1), specialists=("float",),
+    corpus=20, queries=1, base_clips=5, base_steps=2, epochs=1, prompts=1, special_prompts=2, sampling_steps=2,
+    reference=40, fitted_to=66, seeds=(0,), specialists=("float",),
 )  # fmt: skip
 
 
@@ -80,15 +81,15 @@ class Run:
 
 
 def runs(size: Size) -> Iterator[Run]:
-    """The models in an order that gives a whole table as early as possible: seed by seed, the dear one last."""
-    for seed in size.seeds:
-        for method in METHODS:
+    """The models, in an order that answers the first questions first: the generalist on every seed, the dear runs, the
+    specialists seed by seed."""
+    for method in (*METHODS, EPOCHS):
+        for seed in size.seeds:
             yield Run(method, GENERALIST, seed)
+    for seed in size.seeds:
         for target in size.specialists:
             for method in ASKING:
                 yield Run(method, target, seed)
-    for seed in size.seeds:
-        yield Run(EPOCHS, GENERALIST, seed)
 
 
 def prompts(run: Run, size: Size) -> list[Any]:
@@ -110,7 +111,7 @@ class Experiment:
     def __init__(self, output: Path, size: Size):
         from diffusers import WanPipeline
 
-        self.output, self.size, self.judge = output, size, None
+        self.output, self.size = output, size
         self.base = output / "base"
         lab = ROOT / "examples" / "lab" / "pipeline"
         world.make_base(lab, self.base, clips=size.base_clips, steps=size.base_steps, lr=size.base_lr)
@@ -127,12 +128,9 @@ class Experiment:
         return pipe
 
     def do(self, run: Run) -> None:
-        """Choose, train, generate, measure; what is finished stays."""
-        from miniature.judging import Judge
-        from miniature.outcome import fine_tune, outcome
+        """Choose, train, generate; what is finished stays."""
+        from miniature.outcome import ask, fine_tune
 
-        if self.judge is None:
-            self.judge = Judge(self.output / "judge", self.pipeline().vae, self.size.reference)
         size, folder = self.size, self.output / "models" / run.name
         if (folder / "run.json").exists():
             return
@@ -155,10 +153,18 @@ class Experiment:
                 folder=folder / "training",
             )
         trained = time.monotonic() - begin
-        outcome(pipe, self.judge, prompts(run, size), seed=run.seed, steps=size.sampling_steps, folder=folder)
+        ask(pipe, prompts(run, size), seed=run.seed, steps=size.sampling_steps, folder=folder)
         facts |= {"seconds": {"training": round(trained), "all": round(time.monotonic() - begin)}}
         (folder / "run.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")  # last: it says "finished"
         print(f"{run.name}: {facts['seconds']['all']} s", flush=True)
+
+    def measure(self) -> None:
+        """Measure what the finished models generated and was not measured yet."""
+        from miniature.judging import Judge
+
+        judge = Judge(self.output / "judge", self.pipeline().vae, self.size.reference, self.size.fitted_to)
+        for finished in sorted((self.output / "models").glob("*/run.json")):
+            judge.measure(finished.parent)
 
 
 def main() -> None:
@@ -181,10 +187,11 @@ def main() -> None:
     k, n = map(int, told.share.split("/"))
     if not told.table:
         experiment = Experiment(output, size)
-        for run in [] if told.prepare else list(runs(size))[k - 1 :: n]:
+        if told.prepare:
+            return
+        for run in list(runs(size))[k - 1 :: n]:
             experiment.do(run)
-    if told.prepare:
-        return
+        experiment.measure()
     from miniature.tables import write_report
 
     report = told.report or (output / "results.md" if told.smoke or n > 1 else ROOT / "docs" / "results.md")

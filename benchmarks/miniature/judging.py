@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 from hf_motive.metrics.flow_statistics import flow_statistics
 from torch import Tensor
 
-from hf_motive.lab import ClipSpec, render_clip
+from hf_motive.lab import render_clip
 from hf_motive.lab.autoencoder import decode_whole, encode_whole
 from hf_motive.lab.classifier import CLASSES, clip_features, fit_classifier
-from hf_motive.lab.spec import MODEL_FRAMES, MOTIONS, balanced_specs
+from hf_motive.lab.spec import FPS, MODEL_FRAMES, MOTIONS, balanced_specs
 from hf_motive.metrics import load
 
+from .outcome import asked
 from .world import REFERENCE_SEED
 
 #: Modules that need neither weights nor a reference; what they say is in docs/metrics.md.
@@ -28,10 +30,11 @@ class Judge:
         folder: Where the flow statistics of the simulated clips are kept.
         vae: The pipeline's.
         reference: How many clips are simulated.
+        fitted_to: How many clips the classifier is fitted to.
     """
 
-    def __init__(self, folder: Path, vae: Any, reference: int):
-        self.classifier = fit_classifier()
+    def __init__(self, folder: Path, vae: Any, reference: int, fitted_to: int):
+        self.classifier = fit_classifier(fitted_to)
         self.modules = {name: load(name) for name in MODULES}
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "reference.pt").exists():
@@ -40,17 +43,31 @@ class Judge:
             torch.save({"flow": flow, "motions": [spec.motion for spec in specs]}, folder / "reference.partial")
             (folder / "reference.partial").rename(folder / "reference.pt")
 
-    def __call__(self, clip: Tensor, spec: ClipSpec) -> tuple[dict[str, Any], Tensor]:
-        """What a clip (F, 3, H, W) in [-1, 1] that was asked for by `spec` measures, and its flow statistics (D,)."""
-        probabilities = self.classifier.probabilities(clip_features([clip]))[0]
-        pixels = ((clip + 1) * 127.5).round().clamp(0, 255).byte()
-        measured: dict[str, Any] = {
-            "seen": CLASSES[int(probabilities.argmax())],
-            "probability": float(probabilities[CLASSES.index(spec.motion)]),
-        }
-        for name, module in self.modules.items():
-            measured[name] = module.score(pixels, 16.0)
-        return measured, flow_statistics(clip)
+    def measure(self, folder: Path) -> None:
+        """Measure what a model was asked for: FOLDER/measured.json, a row a clip, and FOLDER/flow.pt (N, D); once."""
+        if (folder / "measured.json").exists():
+            return
+        rows, statistics = [], []
+        for pixels, spec in zip(*asked(folder), strict=True):
+            clip = torch.from_numpy(pixels)
+            standard = clip / 127.5 - 1
+            probabilities = self.classifier.probabilities(clip_features([standard]))[0]
+            row = {
+                "prompt": spec.caption,
+                "motion": spec.motion,
+                "seen": CLASSES[int(probabilities.argmax())],
+                "probability": float(probabilities[CLASSES.index(spec.motion)]),
+            }
+            rows.append(row | {name: module.score(clip, FPS) for name, module in self.modules.items()})
+            statistics.append(flow_statistics(standard))
+        torch.save(torch.stack(statistics), folder / "flow.pt")
+        (folder / "measured.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
+def measured(folder: Path) -> tuple[list[dict[str, Any]], Tensor]:
+    """What `Judge.measure` left: a row a clip, and their flow statistics (N, D)."""
+    rows = json.loads((folder / "measured.json").read_text("utf-8"))
+    return rows, torch.load(folder / "flow.pt", weights_only=True)
 
 
 def reference(folder: Path, motion: str | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What came of a choice: fine-tune the base on it, generate, measure."""
+"""What comes of a choice: fine-tune the base on it, and ask it for clips."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from hf_motive import MotiveTrainer, MotiveTrainingArguments
 from hf_motive.lab import ClipSpec
@@ -16,7 +16,6 @@ from hf_motive.lab.evaluate import generate
 from hf_motive.lab.spec import FPS
 from hf_motive.video import save_clip
 
-from .judging import Judge
 from .world import CLIP
 
 
@@ -42,26 +41,21 @@ def fine_tune(pipe: Any, rows: Any, *, clips_seen: int, seed: int, lr: float, ba
     MotiveTrainer(pipe, arguments, rows).train()
 
 
-def outcome(pipe: Any, judge: Judge, specs: Sequence[ClipSpec], *, seed: int, steps: int, folder: Path) -> None:
-    """Generate a clip a prompt, measure each, and leave mp4 files, `clips.json` and `flow.pt` in FOLDER.
+def ask(pipe: Any, specs: Sequence[ClipSpec], *, seed: int, steps: int, folder: Path) -> None:
+    """Generate a clip a prompt: FOLDER/clips.npy, (N, F, 3, H, W) uint8, which is measured, and mp4 files to look at.
 
-    Clip i has the noise of seed `1000 * seed + i`, whatever was trained: candidates are compared on equal noise.
+    Clip i has the noise of seed `1000 * seed + i`, whatever was trained: methods are compared on equal noise.
     """
     with torch.autocast("cpu", torch.bfloat16):  # twice as fast on a CPU that has it
         clips = generate(pipe, specs, steps=steps, guidance=3.0, seed=1000 * seed)
-    rows, statistics = [], []
     folder.mkdir(parents=True, exist_ok=True)
-    for i, (spec, clip) in enumerate(zip(specs, clips, strict=True)):
-        name = f"{i:03d}.mp4"
-        save_clip(folder / name, clip, fps=FPS)
-        measured, flow_statistics = judge(clip, spec)
-        rows.append({"file": name, "prompt": spec.caption, "motion": spec.motion, "seed": seed, **measured})
-        statistics.append(flow_statistics)
-    torch.save(torch.stack(statistics), folder / "flow.pt")
-    (folder / "clips.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    np.save(folder / "clips.npy", ((clips + 1) * 127.5).round().clamp(0, 255).byte().numpy())
+    for i, clip in enumerate(clips):
+        save_clip(folder / f"{i:03d}.mp4", clip, fps=FPS)
+    (folder / "specs.json").write_text(json.dumps([spec.to_dict() for spec in specs], indent=1), encoding="utf-8")
 
 
-def measured(folder: Path) -> tuple[list[dict[str, Any]], Tensor]:
-    """What `outcome` left: a row a clip, and their flow statistics (N, D)."""
-    rows = json.loads((folder / "clips.json").read_text("utf-8"))
-    return rows, torch.load(folder / "flow.pt", weights_only=True)
+def asked(folder: Path) -> tuple[np.ndarray, list[ClipSpec]]:
+    """What `ask` left."""
+    specs = json.loads((folder / "specs.json").read_text("utf-8"))
+    return np.load(folder / "clips.npy"), [ClipSpec(**spec) for spec in specs]

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hf_motive.metrics.flow_statistics import frechet_distance
 
 from hf_motive.corpus import json_lines
 from hf_motive.lab.spec import MOTIONS
 
 from .choosing import ASKING, GENERALIST, METHODS
-from .outcome import measured
+from .judging import measured, reference
 from .world import KINDS
 
 EPOCHS = "full, equal epochs"
@@ -32,6 +33,8 @@ class Results:
         self.corpus = json_lines(output / "corpus" / "metadata.jsonl")
         self.runs = {}
         for path in sorted((output / "models").glob("*/run.json")):
+            if not (path.parent / "measured.json").exists():
+                continue
             facts = json.loads(path.read_text("utf-8"))
             facts["rows"], facts["flow"] = measured(path.parent)
             self.runs[facts["method"], facts["target"], facts["seed"]] = facts
@@ -192,13 +195,9 @@ def _spread(values: Sequence[float]) -> str:
 
 def _distance(results: Results, size: Any, method: str, target: str, seed: int) -> float:
     """Fréchet distance of what one model generated for a target to simulated clips of the target's motions."""
-    from hf_motive.metrics.flow_statistics import frechet_distance
-
-    from .judging import reference
-
     run = results.run(method, target, seed)
-    wanted = {row["file"] for row in results.rows(method, target, seed, size.prompts)}
-    kept = [i for i, row in enumerate(run["rows"]) if row["file"] in wanted]
+    wanted = [id(row) for row in results.rows(method, target, seed, size.prompts)]
+    kept = [i for i, row in enumerate(run["rows"]) if id(row) in wanted]
     real = reference(results.output / "judge", None if target == GENERALIST else target)
     return float(frechet_distance(run["flow"][kept], real))
 
