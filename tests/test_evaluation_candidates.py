@@ -111,6 +111,9 @@ def test_prompts_of_every_kind(tmp_path):
     assert [p.group for p in clips] == ["left", "right"] * 2
     assert len({p.key for p in clips}) == 4  # two captions, but four clips to start from
     assert [p.key for p in load_prompts(tmp_path / "clips", limit=2)] == [clips[0].key, clips[2].key]
+    sorted_by_kind = "".join(f'{{"prompt": "{k} {i}", "group": "{k}"}}\n' for k in "abc" for i in range(3))
+    (tmp_path / "many.jsonl").write_text(sorted_by_kind)
+    assert [p.text for p in load_prompts(tmp_path / "many.jsonl", limit=4)] == ["a 0", "a 1", "b 0", "c 0"]
 
     seeds = [lines[1].noise_seed(0, repeat) for repeat in range(3)]
     assert seeds == [table[0].noise_seed(0, repeat) for repeat in range(3)]  # whatever stands beside it

@@ -59,7 +59,7 @@ class EvaluateArguments:
     )
     split: str = field(default="train", metadata={"help": "Split of the prompts' dataset."})
     limit: int | None = field(
-        default=None, metadata={"help": "Take so many prompts, evenly spread over all. None: all of them."}
+        default=None, metadata={"help": "Take so many prompts, as many of each group. None: all of them."}
     )
     seeds: int = field(
         default=1,

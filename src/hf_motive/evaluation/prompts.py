@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,7 @@ def load_prompts(
         group_column: Of the kind of a prompt, where there is such a column.
         video_column: Of the clip from which a conditioned pipeline starts, where there is such a column.
         split: Of the dataset.
-        limit: Take so many prompts, evenly spread over the whole. None: all.
+        limit: Take so many prompts: as many of each group, evenly over the whole where there are none. None: all.
 
     Raises:
         FileNotFoundError: There is nothing.
@@ -89,9 +90,20 @@ def load_prompts(
                 "independent; leave one of the two out"
             )
         seen.add(prompt.key)
-    if limit is not None and limit < len(prompts):
-        prompts = [prompts[i * len(prompts) // limit] for i in range(limit)]
-    return prompts
+    return prompts if limit is None or limit >= len(prompts) else _spread(prompts, limit)
+
+
+def _spread(prompts: list[Prompt], limit: int) -> list[Prompt]:
+    """So many of the prompts: as many of each group, to within one; evenly over the whole where there are no groups."""
+    met: Counter[str | None] = Counter()
+    turns = []
+    for prompt in prompts:
+        turns.append(met[prompt.group])
+        met[prompt.group] += 1
+    if len(met) < 2:
+        return [prompts[i * len(prompts) // limit] for i in range(limit)]
+    first = sorted(range(len(prompts)), key=turns.__getitem__)[:limit]
+    return [prompts[i] for i in sorted(first)]
 
 
 def _rows(source: str | Path, path: Path, column: str | None, video_column: str, split: str) -> tuple[Any, str]:
