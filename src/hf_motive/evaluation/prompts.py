@@ -94,7 +94,7 @@ def load_prompts(
 
 
 def _spread(prompts: list[Prompt], limit: int) -> list[Prompt]:
-    """So many of the prompts: as many of each group, to within one; evenly over the whole where there are no groups."""
+    """So many of the prompts: as many of each group, to within one; evenly over the whole where there is none."""
     met: Counter[str | None] = Counter()
     turns = []
     for prompt in prompts:
