@@ -37,9 +37,8 @@ Example:
         return backend(self.network)
 
     def prepare(self):
-        if self._flow is None:
-            self._flow = raft(self.network, self.device)
+        self._flow = self._flow or raft(self.network, self.device)
+        return self._flow
 
     def score(self, clip, fps):
-        self.prepare()
-        return float(is_dynamic(clip, fps, self._flow, self.device))
+        return float(is_dynamic(clip, fps, self.prepare(), self.device))

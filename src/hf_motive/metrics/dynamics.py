@@ -37,11 +37,11 @@ def is_dynamic(clip: Tensor, fps: float | None, network: PairFlow, device: torch
     """
     if fps is None:
         raise ValueError("dynamic degree looks at 8 frames a second, and this clip carries no rate: pass fps=")
-    frames = looked_at(clip, fps)
     threshold = _THRESHOLD * min(clip.shape[-2:])
+    frames = looked_at(clip, fps)
     needed = round(len(frames) / 4)
     count = 0
-    for strength in _strengths(frames, network, device):
+    for strength in strengths(frames, network, device):
         count += strength > threshold
         if count >= needed:
             return True
@@ -51,6 +51,22 @@ def is_dynamic(clip: Tensor, fps: float | None, network: PairFlow, device: torch
 def looked_at(clip: Tensor, fps: float) -> Tensor:
     """Every k-th frame of (F, 3, H, W), from the first: k is a rate of 8, rounded (2.5 to 2), 1 or more."""
     return clip[:: max(1, round(fps / _RATE))]
+
+
+def strengths(frames: Tensor, network: PairFlow, device: torch.device | str = "cpu") -> Iterator[float]:
+    """The strongest motion of each pair of frames (F, 3, H, W) uint8, in pixels.
+
+    Frames are padded to multiples of 8. VBench leaves the padding in the flow, and so does this.
+    """
+    for pair in pairwise(frames.split(1)):
+        before, after = (padded(frame.to(device).float(), 8) for frame in pair)
+        flow = network(before, after)
+        if flow.shape != (1, 2, *before.shape[-2:]):
+            raise ValueError(
+                f"the network gave a flow of {tuple(flow.shape)} for frames of {tuple(before.shape)}; "
+                f"expected {(1, 2, *before.shape[-2:])}"
+            )
+        yield strongest(flow[0])
 
 
 def strongest(flow: Tensor) -> float:
@@ -78,16 +94,3 @@ def padded(frames: Tensor, multiple: int) -> Tensor:
     """
     bottom, right = (-side % multiple for side in frames.shape[-2:])
     return F.pad(frames, (right // 2, right - right // 2, bottom // 2, bottom - bottom // 2), mode="replicate")
-
-
-def _strengths(frames: Tensor, network: PairFlow, device: torch.device | str) -> Iterator[float]:
-    """The strongest motion of each pair. VBench leaves the padding in the flow, and so does this."""
-    for pair in pairwise(frames.split(1)):
-        before, after = (padded(frame.to(device).float(), 8) for frame in pair)
-        flow = network(before, after)
-        if flow.shape != (1, 2, *before.shape[-2:]):
-            raise ValueError(
-                f"the network gave a flow of {tuple(flow.shape)} for frames of {tuple(before.shape)}; "
-                f"expected {(1, 2, *before.shape[-2:])}"
-            )
-        yield strongest(flow[0])
