@@ -65,6 +65,7 @@ class _Frame(NamedTuple):
     duration: float  # seconds until the next frame is due; 0 where nothing tells
     pixels: Callable[[], np.ndarray | Tensor]  # uint8 or float in [-1, 1]; (H, W, 3) or (3, H, W)
     aspect: float = 1.0  # width of a pixel over its height
+    rate: float | None = None  # frames per second, as the file has it on average
 
 
 def load_clip(video: Any, standard: ClipStandard | None = None, source_fps: float | None = None) -> Tensor:
@@ -110,8 +111,38 @@ def load_clip(video: Any, standard: ClipStandard | None = None, source_fps: floa
     return _resample(frames, standard, name)
 
 
+def read_clip(video: Any) -> tuple[Tensor, float | None]:
+    """A clip as it is: all frames at their own size in 8 bits, and their rate.
+
+    Args:
+        video: As for `load_clip`. Floats are rounded, as in a file.
+
+    Returns:
+        (F, 3, H, W) uint8, on the CPU; and frames per second on average, None where the video carries no rate.
+
+    Raises:
+        ClipError: As `load_clip`.
+        TypeError: `video` is of none of its kinds.
+    """
+    name = _name(video)
+    clip, rate = [], None
+    for frame in _frames(video, name, 1.0):
+        pixels = _upright(frame.pixels(), name)
+        clip.append(pixels if pixels.dtype == torch.uint8 else eight_bits(_float(pixels, name)))
+        rate = frame.rate
+    return _stack(clip, name), rate
+
+
+def eight_bits(frames: Tensor) -> Tensor:
+    """Floats in [-1, 1] to the nearest of 0..255, uint8."""
+    return ((frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 def _all(frames: Iterator[_Frame], name: str) -> Tensor:
-    clip = [_tensor(frame.pixels(), name) for frame in frames]
+    return _stack([_tensor(frame.pixels(), name) for frame in frames], name)
+
+
+def _stack(clip: list[Tensor], name: str) -> Tensor:
     sizes = sorted({tuple(frame.shape[1:]) for frame in clip})
     if len(sizes) > 1:
         raise ClipError(
@@ -190,6 +221,11 @@ def _empty(standard: ClipStandard) -> Tensor:
 
 def _tensor(pixels: np.ndarray | Tensor, name: str) -> Tensor:
     """One frame to (3, H, W), float32 in [-1, 1]."""
+    return _float(_upright(pixels, name), name)
+
+
+def _upright(pixels: np.ndarray | Tensor, name: str) -> Tensor:
+    """One frame to (3, H, W), its values as they are."""
     frame = _as_tensor(pixels)
     if frame.ndim != 3 or (frame.shape[0] == 3) == (frame.shape[-1] == 3) or 0 in frame.shape:
         raise ClipError(
@@ -197,8 +233,11 @@ def _tensor(pixels: np.ndarray | Tensor, name: str) -> Tensor:
             f"{name} has frames of shape {tuple(frame.shape)}; expected (H, W, 3) or (3, H, W), "
             "that is a clip (F, H, W, 3) or (F, 3, H, W)",
         )
-    if frame.shape[0] != 3:
-        frame = frame.permute(2, 0, 1)
+    return frame if frame.shape[0] == 3 else frame.permute(2, 0, 1)
+
+
+def _float(frame: Tensor, name: str) -> Tensor:
+    """A frame's values to float32 in [-1, 1]."""
     if frame.dtype == torch.uint8:
         return frame.to(torch.float32) / 127.5 - 1
     if not frame.is_floating_point():
@@ -325,6 +364,7 @@ def _decode(file: str | bytes, name: str) -> Iterator[_Frame]:
             stream = container.streams.video[0]
             rate = stream.average_rate or stream.guessed_rate
             period = float(1 / rate) if rate else 0.0
+            average = float(stream.average_rate) if stream.average_rate else None
             aspect = float(stream.sample_aspect_ratio or 1) or 1.0
             declared = stream.frames
             count, time, broken = 0, 0.0, None
@@ -338,7 +378,7 @@ def _decode(file: str | bytes, name: str) -> Iterator[_Frame]:
                         time = stamp if stamp is not None and stamp > time else time + period
                     duration = float(frame.duration * frame.time_base) if frame.duration else period
                     count += 1
-                    yield _Frame(time, duration, lambda frame=frame: _rgb(frame, name), aspect)
+                    yield _Frame(time, duration, lambda frame=frame: _rgb(frame, name), aspect, average)
             except (av.FFmpegError, OSError) as error:
                 broken = error.strerror
             if broken is None and count >= declared and count > 0:
@@ -377,12 +417,13 @@ def _is_decoder(video: Any) -> bool:
 def _from_decoder(decoder: Any, name: str) -> Iterator[_Frame]:
     if len(decoder) == 0:
         raise ClipError("unreadable", f"{name} has no frames")
+    rate = getattr(getattr(decoder, "metadata", None), "average_fps", None)
     for index in range(len(decoder)):
         try:
             frame = decoder.get_frame_at(index)
         except (RuntimeError, IndexError) as error:
             raise ClipError("unreadable", f"{name} does not decode at frame {index}: {error}") from error
-        yield _Frame(float(frame.pts_seconds), float(frame.duration_seconds), lambda data=frame.data: data)
+        yield _Frame(float(frame.pts_seconds), float(frame.duration_seconds), lambda data=frame.data: data, rate=rate)
 
 
 def _sequence(video: Any) -> Sequence[Any] | np.ndarray | Tensor:
@@ -508,7 +549,7 @@ def save_clip(path: str | os.PathLike[str], frames: Tensor, fps: float = 16.0, *
     if not frames.is_floating_point() or not (frames.abs() <= 1 + _RANGE_TOLERANCE).all():
         raise ValueError("frames must be finite floats in [-1, 1]")
     path = Path(path)
-    pixels = ((frames.detach().cpu().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    pixels = eight_bits(frames.detach().cpu().float())
     height, width = frames.shape[2:]
     partial = path.with_name(f".{path.name}.partial")
     try:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ClipError
-from ..video import load_clip
+from ..video import read_clip
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -80,9 +80,8 @@ def pack(video: Any) -> dict[str, Any]:
         return {"path": os.fspath(video), "bytes": None}
     if isinstance(video, (bytes, bytearray, memoryview)):
         return {"path": "", "bytes": bytes(video)}
-    rate = getattr(getattr(video, "metadata", None), "average_fps", None)  # torchcodec
     try:
-        frames = _eight_bits(load_clip(video))
+        frames, rate = read_clip(video)
     except ClipError as error:
         return {"path": "", "bytes": _REFUSED + f"{error.status}\n{error.reason}".encode()}
     block = io.BytesIO()
@@ -109,23 +108,7 @@ def unpack(row: Mapping[str, Any]) -> tuple[Tensor, float | None]:
         block = io.BytesIO(data)
         frames, rate = np.load(block), float(np.load(block))
         return torch.from_numpy(frames), rate or None
-    video = {"path": path, "bytes": data}
-    return _eight_bits(load_clip(video)), _rate(video)
-
-
-def _eight_bits(clip: Tensor) -> Tensor:
-    return ((clip + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def _rate(video: Mapping[str, Any]) -> float | None:
-    import av
-    import fsspec
-
-    path = video["path"]
-    opened = io.BytesIO(video["bytes"]) if video["bytes"] is not None else fsspec.open(path, "rb").open()
-    with opened, av.open(opened, metadata_errors="replace") as container:
-        rate = container.streams.video[0].average_rate
-        return float(rate) if rate else None
+    return read_clip({"path": path, "bytes": data})
 
 
 # Columns on the disk ------------------------------------------------------------------------------------------------
