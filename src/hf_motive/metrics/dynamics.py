@@ -17,6 +17,7 @@ _SHARE = 0.05  # of the pixels: those that move most
 _THRESHOLD = 6 / 256  # of the shorter side, from one frame that is looked at to the next
 
 
+@torch.no_grad()
 def is_dynamic(clip: Tensor, fps: float | None, network: PairFlow, device: torch.device | str = "cpu") -> bool:
     """Does enough move, in enough pairs of frames?
 

@@ -36,22 +36,27 @@ def raft(network: Any, device: torch.device) -> PairFlow:
         OSError: The weights cannot be had. Both messages name the remedy.
         ValueError: `network` is none of these.
     """
-    if network is None:
-        return _running(_loaded(None, device))
-    if isinstance(network, (str, os.PathLike)) and ":" not in os.fspath(network):
-        return _running(_loaded(network, device))
-    if isinstance(network, nn.Module) and type(network).__module__.startswith("torchvision."):
-        return _running(network.eval())
-    return given(network, _NETWORK)
+    network = _chosen(network)
+    if network is None or isinstance(network, str):
+        network = _loaded(network, device)
+    elif not (isinstance(network, nn.Module) and type(network).__module__.startswith("torchvision.")):
+        return network
+    return _running(network.eval())
 
 
 def backend(network: Any) -> str:
     """What a result calls it."""
-    if network is None:
-        return f"{WEIGHTS} (torchvision)"
-    if isinstance(network, (str, os.PathLike)):
-        return f"{os.path.basename(os.fspath(network))} (torchvision)"
+    network = _chosen(network)
+    if network is None or isinstance(network, str):
+        return f"{WEIGHTS if network is None else os.path.basename(network)} (torchvision)"
     return name_of(network)
+
+
+def _chosen(network: Any) -> Any:
+    """None, the name of a file, or a callable."""
+    if isinstance(network, os.PathLike) or (isinstance(network, str) and ":" not in network):
+        return os.fspath(network)
+    return None if network is None else given(network, _NETWORK)
 
 
 def _running(network: Callable[..., Any]) -> PairFlow:
@@ -64,7 +69,7 @@ def _running(network: Callable[..., Any]) -> PairFlow:
     return flow
 
 
-def _loaded(file: str | os.PathLike[str] | None, device: torch.device) -> nn.Module:
+def _loaded(file: str | None, device: torch.device) -> nn.Module:
     try:
         from torchvision.models.optical_flow import Raft_Large_Weights, raft_large
     except (ImportError, RuntimeError) as error:  # the second: a torchvision that was built for another torch
@@ -80,9 +85,9 @@ def _loaded(file: str | os.PathLike[str] | None, device: torch.device) -> nn.Mod
             state = torch.load(file, map_location="cpu", weights_only=True)
         network.load_state_dict(state)
     except (OSError, RuntimeError, UnpicklingError) as error:
-        where = WEIGHTS if file is None else os.fspath(file)
+        where = WEIGHTS if file is None else file
         raise OSError(
             f"the weights {where} cannot be had: {str(error).splitlines()[0]} Pass network= the file of torchvision's "
             f"{WEIGHTS} ({Raft_Large_Weights.C_T_V1.url}), or take flow_dynamic_degree"
         ) from error
-    return network.to(device).eval()
+    return network.to(device)

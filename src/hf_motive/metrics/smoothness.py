@@ -13,6 +13,7 @@ from .dynamics import padded
 Interpolation = Callable[[Tensor, Tensor], Tensor]
 
 
+@torch.no_grad()
 def smoothness(clip: Tensor, network: Interpolation, device: torch.device | str = "cpu") -> float:
     """How near the odd frames are to what an interpolation of the even ones puts in their place.
 
