@@ -47,7 +47,7 @@ def render_clip(spec: ClipSpec) -> LabClip:
     size, frames = spec.size, spec.num_frames
     pixels = np.empty((frames, size, size, 3), np.float32)
     owner = np.empty((frames, size, size), np.int16)
-    grid = np.stack(np.meshgrid(*[(np.arange(size * _SAMPLES) + 0.5) / _SAMPLES] * 2), -1)  # (x, y)
+    grid = _grid(size)
     centres = _centres(size)
     still = bool((scene.zoom == scene.zoom[0]).all() and (scene.shift == scene.shift[0]).all())
     canvas = None
@@ -59,10 +59,10 @@ def render_clip(spec: ClipSpec) -> LabClip:
         for body in scene.bodies:
             _draw(image, body, scene, t, grid)
         owner[t] = _owner(scene, t, centres)
-        pixels[t] = image.reshape(size, _SAMPLES, size, _SAMPLES, 3).mean((1, 3))
+        pixels[t] = _pooled(image)
     flow, visible = _flow(scene, owner, centres)
     return LabClip(
-        frames=torch.from_numpy(np.clip(pixels * 2 - 1, -1, 1)).permute(0, 3, 1, 2).contiguous(),
+        frames=_frames(pixels),
         flow=torch.from_numpy(flow),
         visible=torch.from_numpy(visible),
         objects=torch.from_numpy(owner > 0),
@@ -76,6 +76,31 @@ def render_flow(spec: ClipSpec) -> Tensor:
     centres = _centres(spec.size)
     owner = np.stack([_owner(scene, t, centres) for t in range(spec.num_frames)])
     return torch.from_numpy(_flow(scene, owner, centres)[0])
+
+
+def render_background(spec: ClipSpec) -> Tensor:
+    """`render_clip(spec).frames` without the object, (F, 3, H, W)."""
+    scene = make_scene(spec)
+    grid = _grid(spec.size)
+    worlds = ((grid - shift) / zoom for zoom, shift in zip(scene.zoom, scene.shift, strict=True))
+    images = (paint_background(scene.background, scene.seed, world * (SIZE / spec.size)) for world in worlds)
+    return _frames(np.stack([_pooled(image) for image in images]))
+
+
+def _grid(size: int) -> np.ndarray:
+    """The samples (2 H, 2 W, 2) as (x, y)."""
+    return np.stack(np.meshgrid(*[(np.arange(size * _SAMPLES) + 0.5) / _SAMPLES] * 2), -1)
+
+
+def _pooled(image: np.ndarray) -> np.ndarray:
+    """Samples (2 H, 2 W, 3) to pixels (H, W, 3)."""
+    size = len(image) // _SAMPLES
+    return image.reshape(size, _SAMPLES, size, _SAMPLES, 3).mean((1, 3)).astype(np.float32)
+
+
+def _frames(pixels: np.ndarray) -> Tensor:
+    """(F, H, W, 3) in 0..1 to (F, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.clip(pixels * 2 - 1, -1, 1)).permute(0, 3, 1, 2).contiguous()
 
 
 def _centres(size: int) -> np.ndarray:
