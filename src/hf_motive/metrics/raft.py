@@ -78,6 +78,7 @@ def _loaded(file: str | None, device: torch.device) -> nn.Module:
             'pip install "hf-motive[raft]", pass network= a callable of your own, or take flow_dynamic_degree'
         ) from error
     network = raft_large()
+    where = WEIGHTS if file is None else file
     try:
         if file is None:
             state = Raft_Large_Weights.C_T_V1.get_state_dict(progress=False, check_hash=True)
@@ -85,9 +86,10 @@ def _loaded(file: str | None, device: torch.device) -> nn.Module:
             state = torch.load(file, map_location="cpu", weights_only=True)
         network.load_state_dict(state)
     except (OSError, RuntimeError, UnpicklingError) as error:
-        where = WEIGHTS if file is None else file
+        # torch's advice on a file that it cannot read is to trust it
+        found = "it is no state dict." if isinstance(error, UnpicklingError) else str(error).splitlines()[0]
         raise OSError(
-            f"the weights {where} cannot be had: {str(error).splitlines()[0]} Pass network= the file of torchvision's "
+            f"the weights {where} cannot be had: {found} Pass network= the file of torchvision's "
             f"{WEIGHTS} ({Raft_Large_Weights.C_T_V1.url}), or take flow_dynamic_degree"
         ) from error
     return network.to(device)
