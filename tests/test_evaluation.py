@@ -178,7 +178,6 @@ def test_values_are_those_of_the_metric_itself_on_the_files(resumed):
         assert report.values[name]["strong"].value == pytest.approx(result[name], rel=1e-12)
         assert [row[name] for row in rows if row["candidate"] == "strong"] == result[f"{name}_per_video"]
         assert report.metrics[name]["backend"] == result[f"{name}_backend"]
-    real = [str(path) for path in sorted((output.parent / "real").glob("*.mp4"))]
 
 
 def test_one_process_gives_what_two_gave_and_a_finished_run_does_nothing(job, resumed, monkeypatch, capsys):
