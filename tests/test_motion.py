@@ -407,3 +407,11 @@ def test_small_object_can_fall_between_the_cells_unless_antialiased():
     mask[:, 8:11, 8:11] = 1.0
     assert latent_mask(mask, (1, 4, 4)).max() == 0
     assert latent_mask(mask, (1, 4, 4), antialias=True)[0, 1, 1] > 0.05
+
+
+def test_dis_without_confidence_finds_the_same_flow() -> None:
+    frames = torch.randn(3, 3, 48, 64, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    plain = DISFlow(confidence=False)(frames)
+    assert plain.confidence is None
+    assert torch.equal(plain.flow, DISFlow()(frames).flow)
+    assert DISFlow(confidence=False).name != DISFlow().name  # which clips are static hangs on it

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..motion import DISFlow
 
-_DIS = DISFlow()
+_DIS = DISFlow(confidence=False)
 BACKEND = "DIS medium (OpenCV)"
 
 

@@ -37,6 +37,7 @@ class DISFlow:
             DIS matches patches of 8 pixels and stops at half or quarter resolution, which blurs the motion of small
             frames: on 64 × 64 pixels the error nearly halves. More than 128 costs in proportion to the area, gains
             little, and finds more motion in the noise of still clips (benchmarks/results/flow.md). 0 never enlarges.
+        confidence: Tell how sure the flow is, which takes longer than finding it. The flow is the same without.
 
     Where there is no texture DIS follows the noise, by many pixels a frame, or spreads the motion of a distant edge.
     Its confidence says where that is: the correlation, in a window of 25 pixels, of a frame with the other one warped
@@ -50,6 +51,7 @@ class DISFlow:
         preset: str = "medium",
         reference: Literal["neighbour", "first"] = "neighbour",
         min_side: int = 128,
+        confidence: bool = True,
     ):
         if preset not in _PRESETS:
             raise ValueError(f"preset must be one of {', '.join(_PRESETS)}, got {preset!r}")
@@ -60,7 +62,8 @@ class DISFlow:
         self.preset = preset
         self.reference = reference
         self.min_side = min_side
-        self.name = f"dis-{preset}-{reference}-{min_side}"
+        self.confidence = confidence
+        self.name = f"dis-{preset}-{reference}-{min_side}" + ("" if confidence else "-flow only")
 
     def __repr__(self) -> str:
         return f"DISFlow(preset={self.preset!r}, reference={self.reference!r}, min_side={self.min_side})"
@@ -72,7 +75,7 @@ class DISFlow:
             frames: (F, 3, H, W) in [-1, 1].
 
         Returns:
-            Flow of (F - 1, 2, H, W) with a confidence of (F - 1, H, W), both on the CPU.
+            Flow of (F - 1, 2, H, W) with a confidence of (F - 1, H, W) if it was asked for, both on the CPU.
 
         Raises:
             ClipError: `too_short` for fewer than two frames, `non_finite` for NaN or infinite pixels.
@@ -83,15 +86,16 @@ class DISFlow:
         scale = np.array([width / images[0].shape[1], height / images[0].shape[0]], np.float32)
         search = cv2.DISOpticalFlow_create(_PRESETS[self.preset])  # made here: it does not pickle
         fields = np.empty((len(images) - 1, 2, height, width), np.float32)
-        confidence = np.empty((len(images) - 1, height, width), np.float32)
+        confidence = np.empty((len(images) - 1, height, width), np.float32) if self.confidence else None
         field = None
         for f in range(len(images) - 1):
             start = images[0] if self.reference == "first" else images[f]
             guess = field.copy() if self.reference == "first" and field is not None else None
             field = search.calc(start, images[f + 1], guess)
             fields[f] = (_shrink(field, height, width) * scale).transpose(2, 0, 1)
-            confidence[f] = _shrink(_agreement(start, images[f + 1], field), height, width)
-        return Flow(torch.from_numpy(fields), torch.from_numpy(confidence))
+            if confidence is not None:
+                confidence[f] = _shrink(_agreement(start, images[f + 1], field), height, width)
+        return Flow(torch.from_numpy(fields), torch.from_numpy(confidence) if confidence is not None else None)
 
 
 def _shrink(field: np.ndarray, height: int, width: int) -> np.ndarray:
