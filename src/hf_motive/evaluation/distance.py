@@ -126,7 +126,7 @@ def _id(video: Any) -> str | None:
 
 
 def _look(metric: Any, videos: Mapping[str, Any], folder: Path, state: PartialState, *, retry_failed: bool) -> None:
-    """Write each clip's features, or why there are none, by the digest of its file."""
+    """Write each clip's statistics, or why there are none, by the digest of its file."""
     from ..metrics.rows import pack, unpack
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,13 +136,13 @@ def _look(metric: Any, videos: Mapping[str, Any], folder: Path, state: PartialSt
     for name in shown(todo[state.process_index :: state.num_processes], metric.name, state) if todo else []:
         try:
             with torch.no_grad():
-                _save(folder / f"{name}.pt", torch.as_tensor(metric.features(*unpack(pack(videos[name])))).cpu())
+                _save(folder / f"{name}.pt", torch.as_tensor(metric.statistics(*unpack(pack(videos[name])))).cpu())
         except (ValueError, torch.OutOfMemoryError) as error:
             write_text(folder / f"{name}.failed", error.reason if isinstance(error, ClipError) else str(error))
     state.wait_for_everyone()
 
 
-def _save(path: Path, features: Tensor) -> None:
+def _save(path: Path, statistics: Tensor) -> None:
     temporary = path.with_name(f".{path.name}.part")
-    torch.save(features, temporary)
+    torch.save(statistics, temporary)
     os.replace(temporary, path)

@@ -112,7 +112,7 @@ def check_metric(spec: Spec, device: Any, *, num_frames: int, height: int, width
     clip = _moving(min(num_frames, _TRIAL), height, width)
     try:
         if spec.name == DISTANCE:
-            metric.features(clip, fps)
+            metric.statistics(clip, fps)
         else:
             score(metric, clip, fps)
     except Exception as error:
