@@ -36,10 +36,11 @@ NAMES = tuple(_UNITS)
 def flow_statistics(clip: Tensor, flow: Tensor | None = None) -> Tensor:
     """How a clip moves, against its background: `NAMES` says what each number is about.
 
-    Speed of what moves, how it is spread over the frames and its peak; the share of the picture that moves, and how it
-    changes; whether motion goes sideways or down, and whether more so later; whether things speed up, over the clip and
-    from frame to frame along their tracks, which shows a clip that runs backwards; how much motion changes from frame
-    to frame, and whether it keeps its direction; whether it spreads and turns; the camera's motion, and its change.
+    Speed of what moves, how it is spread over the frames, its peak; the share of the picture that moves, and how it
+    changes; whether motion goes sideways or down, and whether more so later; whether things speed up, over the clip
+    and from frame to frame along their tracks, which shows a clip that runs backwards; how much motion changes from
+    frame to frame, and whether it keeps its direction; whether it spreads and turns; the camera's motion, and its
+    change.
 
     Args:
         clip: (F, 3, H, W), uint8 or floats in [-1, 1], at least 3 frames, of any size and length.
@@ -59,7 +60,7 @@ def flow_statistics(clip: Tensor, flow: Tensor | None = None) -> Tensor:
     weight = speed * moving
     share = moving.mean((1, 2))
     pace = weight.sum((1, 2)) / (moving.sum((1, 2)) + 4)  # of each field; four cells that move are hardly any
-    across, down = (fields * weight[:, None]).sum((2, 3)).unbind(1)
+    down = (fields[:, 1] * weight).sum((1, 2))
     drop = down / (weight.sum((1, 2)) + 1)
     before, after = fields[:-1], follow(fields[1:], fields[:-1])
     first, then = before.norm(dim=1), after.norm(dim=1)

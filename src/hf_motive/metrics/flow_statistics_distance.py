@@ -1,5 +1,7 @@
 """Flow statistics distance: how far are two sets of videos apart in how they move? VBench has no such dimension."""
 
+from typing import ClassVar
+
 import torch
 
 from hf_motive.metrics.flow_statistics import flow_statistics, frechet_distance
@@ -30,14 +32,14 @@ Example:
 }
 """
     REFERENCE_URLS = ("https://arxiv.org/abs/2407.16124", "https://arxiv.org/abs/1603.03590")
-    FEATURES = {"predictions": VIDEO, "references": VIDEO}
+    FEATURES: ClassVar = {"predictions": VIDEO, "references": VIDEO}
     higher_is_better = False
 
     @property
     def backend(self):
         return f"16 statistics of {BACKEND}"
 
-    def features(self, clip, fps):
+    def statistics(self, clip, fps):
         """What is compared of one video (F, 3, H, W) uint8: (16,).
 
         Raises:
@@ -46,19 +48,21 @@ Example:
         return flow_statistics(clip)
 
     def distance(self, predictions, references):
-        """The distance of two sets of `features`."""
+        """The distance of two sets of `statistics`."""
         return frechet_distance(torch.stack(list(predictions)), torch.stack(list(references)))
 
     def score(self, clip, fps):
-        raise ValueError("flow_statistics_distance is of sets: a video alone has none; use features and distance")
+        raise ValueError("flow_statistics_distance is of sets: a video alone has none; use statistics and distance")
 
-    def _compute(self, *, predictions, references, **options):
-        sets, failed = [], {}
+    def _compute(self, *, predictions, references=(), **options):
+        sets: list[list[torch.Tensor]] = []
+        failed: dict[str, str] = {}
         for name, rows in (("predictions", predictions), ("references", references)):
-            unread, found = {}, []
+            unread: dict[int, str] = {}
+            found: list[torch.Tensor] = []
             for row, clip, fps in self.read(rows, unread):
                 try:
-                    found.append(self.features(clip, fps))
+                    found.append(self.statistics(clip, fps))
                 except ValueError as error:  # ClipError is one
                     unread[row] = str(error)
             if not found:

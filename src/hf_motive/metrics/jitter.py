@@ -17,8 +17,8 @@ def temporal_jitter(clip: Tensor, flow: Tensor | None = None) -> float:
 
     The flow is followed: what has moved from frame t to t + 1 is asked how it moves on to t + 2. The change of motion,
     over the 5 % of pixels where it is greatest, is divided by the motion, of both frames together, over the 5 % where
-    that is greatest. Even motion has 0, and so has none at all: **a frozen clip does not shake**, and only a measure of
-    how much moves (`flow_dynamic_degree`) tells it from a good one. Motion that turns about at every frame has 1.
+    that is greatest. Even motion has 0, and so has none at all: **a frozen clip does not shake**, and only a measure
+    of how much moves (`flow_dynamic_degree`) tells it from a good one. Motion that turns about at every frame has 1.
 
     Args:
         clip: (F, 3, H, W), uint8 or floats in [-1, 1], at least 3 frames.

@@ -18,9 +18,9 @@ def object_permanence(clip: Tensor, flow: Tensor | None = None) -> float:
 
     Each frame is compared with the next one taken back along the flow, to within one cell of a grid of 64, and each
     with the one before it taken along: what cannot be found is lost, or came from nowhere. The difference, as a share
-    of the way from black to white, is averaged over windows of 7 × 7 cells, so that the thin strip which a moving thing
-    covers and uncovers counts for little. A change of light of the whole frame is taken out. 1 less the greatest loss:
-    one object that is gone for a single frame decides. **A frozen clip has 1.**
+    of the way from black to white, is averaged over windows of 7 × 7 cells, so that the thin strip which a moving
+    thing covers and uncovers counts for little. A change of light of the whole frame is taken out. 1 less the greatest
+    loss: one object that is gone for a single frame decides. **A frozen clip has 1.**
 
     Args:
         clip: (F, 3, H, W), uint8 or floats in [-1, 1], at least 2 frames.

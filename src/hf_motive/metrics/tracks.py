@@ -11,7 +11,7 @@ from ..motion import DISFlow
 #: The shorter side of the grid; flow is in 64ths of it, so that a clip's size says nothing.
 GRID = 64
 _SEARCHED = 128  # pixels of the shorter side in which DIS looks: it enlarges smaller frames to as many
-_DIS = DISFlow()
+_DIS = DISFlow(confidence=False)
 
 
 def grid_frames(clip: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def grid_flow(clip: Tensor, flow: Tensor | None = None, *, frames: int = 2) -> T
     if clip.ndim != 4 or clip.shape[1] != 3:
         raise ValueError(f"a clip must be (F, 3, H, W), got {tuple(clip.shape)}")
     if len(clip) < frames:
-        raise ValueError(f"{len(clip)} frame{'s' * (len(clip) != 1)} do not show this: a clip needs {frames} or more")
+        raise ValueError(f"a clip of {len(clip)} does not show this: it takes {frames} frames or more")
     if flow is None:
         seen = clip.float() / 127.5 - 1 if clip.dtype == torch.uint8 else clip.float()
         if min(seen.shape[-2:]) > _SEARCHED:
