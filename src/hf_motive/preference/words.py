@@ -39,12 +39,17 @@ def _rows(found: Comparison, a: str, b: str) -> list[tuple[str, str, str, str, s
 def _facts(found: Comparison, a: str, b: str) -> str:
     won, even, lost = found.prompts_won
     raters = f", {found.raters} raters" if found.raters > 1 else ""
+    worth = found.n / found.design_effect
     return (
-        f"{found.n} judgement{'s' * (found.n != 1)} of {found.prompts} prompt{'s' * (found.prompts != 1)}{raters}. Intervals at "
+        f"{_many(found.n, 'judgement')} of {_many(found.prompts, 'prompt')}{raters}. Intervals at "
         f"{100 * found.level:g} %. Design effect {found.design_effect:.2f}: worth "
-        f"{found.n / found.design_effect:.0f} independent judgements. "
+        f"{_many(round(worth), 'independent judgement')}. "
         f"Prompts: {a} wins {won}, {b} wins {lost}, {even} even; exact sign test over prompts p = {found.p_value:.2g}."
     )
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def markdown(found: Comparison, a: str, b: str) -> str:
