@@ -54,6 +54,23 @@ def read_choices(files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     return rows
 
 
+def read_judgements(files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Judgements:
+    """`read_choices`, or where the lines come from no page, the rows as they are: prompt, choice, rater, pair.
+
+    Raises:
+        ValueError: As of `read_choices`, or some lines come from a page and others do not.
+    """
+    files = [files] if isinstance(files, (str, os.PathLike)) else list(files)
+    rows = [
+        (file, row) for outer in files for file in _in(Path(outer)) for _, row in _lines(file, ("prompt", "choice"))
+    ]
+    recorded = ["sitting" in row for _, row in rows]
+    if any(recorded) and not all(recorded):
+        names = {file.name for (file, _), page in zip(rows, recorded, strict=True) if not page}
+        raise ValueError(f"{', '.join(sorted(names))} was not recorded by a page, others were: report them apart")
+    return read_choices(files) if all(recorded) else Judgements(row for _, row in rows)
+
+
 def left_share(judgements: Iterable[dict[str, Any]]) -> tuple[int, int]:
     """How often what was on the left was preferred, and of how many judgements that were no ties."""
     decided = [row for row in judgements if row["choice"] != "tie" and row.get("left")]
@@ -69,7 +86,7 @@ def _in(path: Path) -> list[Path]:
     return inner
 
 
-def _lines(file: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+def _lines(file: Path, needed: tuple[str, ...] = _NEEDED) -> Iterable[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
@@ -78,7 +95,7 @@ def _lines(file: Path) -> Iterable[tuple[int, dict[str, Any]]]:
         except json.JSONDecodeError as error:
             place = f"{file.name}, line {number}"
             raise ValueError(f"{place} is not JSON ({error.msg}): is it what a page recorded?") from None
-        missing = [key for key in _NEEDED if not isinstance(row, dict) or key not in row]
+        missing = [key for key in needed if not isinstance(row, dict) or key not in row]
         if missing or row["choice"] not in CHOICES:
             what = f"lacks {', '.join(missing)}" if missing else f"has the choice {row['choice']!r}"
             raise ValueError(f"{file.name}, line {number} {what}: is it what a page of write_page recorded?")
