@@ -61,12 +61,11 @@ def read_judgements(files: str | os.PathLike[str] | Iterable[str | os.PathLike[s
         ValueError: As of `read_choices`, or some lines come from a page and others do not.
     """
     files = [files] if isinstance(files, (str, os.PathLike)) else list(files)
-    rows = [
-        (file, row) for outer in files for file in _in(Path(outer)) for _, row in _lines(file, ("prompt", "choice"))
-    ]
+    inner = [file for outer in files for file in _in(Path(outer))]
+    rows = [(file, row) for file in inner for _, row in _lines(file, ("prompt", "choice"))]
     recorded = ["sitting" in row for _, row in rows]
     if any(recorded) and not all(recorded):
-        names = {file.name for (file, _), page in zip(rows, recorded, strict=True) if not page}
+        names = {file.name for file, row in rows if "sitting" not in row}
         raise ValueError(f"{', '.join(sorted(names))} was not recorded by a page, others were: report them apart")
     return read_choices(files) if all(recorded) else Judgements(row for _, row in rows)
 

@@ -61,7 +61,8 @@ def printed(
     counts = f"{preference.win} / {preference.tie} / {preference.loss}"
     lines = [
         f"{names[0]} better / no difference / {names[1]} better: {counts} of {of}, the counts nearest to "
-        f"{win:g} / {tie:g} / {loss:g} %; {prompts} prompts, {raters:.3g} judgements each; {100 * level:g} % intervals.",
+        f"{win:g} / {tie:g} / {loss:g} %; {prompts} prompts, {raters:.3g} judgements each; "
+        f"{100 * level:g} % intervals.",
         "",
         f"| answers to one prompt correlate by | design effect | {names[0]} better | {names[1]} better | "
         "win rate, ties as half |",
