@@ -98,7 +98,7 @@ def job(tmp_path_factory) -> Path:
 pipeline: {folder}/pipeline
 candidates: {{base: , same: , strong: {{guidance: 9.0}}}}
 prompts: {folder}/prompts.jsonl
-metrics: [warp_smoothness, flow_dynamic_degree]
+references: {folder}/real
 seeds: 2
 steps: 2
 num_frames: {wan.NUM_FRAMES}
@@ -164,7 +164,8 @@ def test_the_same_model_twice_is_no_better_than_itself(resumed):
     for found in report.preferences.values():
         assert (found["same"]["win"], found["same"]["tie"], found["same"]["loss"]) == (0, 6, 0)
         assert sum(found["strong"][what] for what in ("win", "tie", "loss")) == 6
-    assert set(report.values) == {*report.preferences}
+    assert set(report.values) == {*report.preferences, "flow_statistics_distance"}
+    assert report.metrics["temporal_jitter"]["higher_is_better"] is False
 
 
 def test_values_are_those_of_the_metric_itself_on_the_files(resumed):
@@ -173,11 +174,15 @@ def test_values_are_those_of_the_metric_itself_on_the_files(resumed):
     output = resumed[0]
     report, rows = load_report(output), scores_of(load_report(output))
     files = [str(output / row["file"]) for row in rows if row["candidate"] == "strong"]
-    for name in ("warp_smoothness", "flow_dynamic_degree"):
+    for name in ("warp_smoothness", "temporal_jitter"):
         result = metrics.load(name).compute(predictions=files)
         assert report.values[name]["strong"].value == pytest.approx(result[name], rel=1e-12)
         assert [row[name] for row in rows if row["candidate"] == "strong"] == result[f"{name}_per_video"]
         assert report.metrics[name]["backend"] == result[f"{name}_backend"]
+    distance = metrics.load("flow_statistics_distance")
+    real = [str(path) for path in sorted((output.parent / "real").glob("*.mp4"))]
+    found = distance.compute(predictions=files, references=real)["flow_statistics_distance"]
+    assert report.values["flow_statistics_distance"]["strong"].value == pytest.approx(found, rel=1e-6)
 
 
 def test_one_process_gives_what_two_gave_and_a_finished_run_does_nothing(job, resumed, monkeypatch, capsys):
@@ -186,8 +191,10 @@ def test_one_process_gives_what_two_gave_and_a_finished_run_does_nothing(job, re
     first = (job / "one" / "results.json").read_bytes()
     for name in ("candidates.Candidate.load", "measuring._line"):  # nothing is loaded, nothing is scored
         monkeypatch.setattr(f"hf_motive.evaluation.{name}", lambda *_, **__: pytest.fail("done twice"))
+    state = torch.random.get_rng_state()
     evaluate(one)
     assert (job / "one" / "results.json").read_bytes() == first
+    assert torch.equal(torch.random.get_rng_state(), state)
     said = capsys.readouterr().out
     assert "18 of all 18 are there" in said and "3 prompts, 2 clips of each" in said
 
@@ -213,20 +220,20 @@ def test_what_fails_costs_its_row(job, resumed, tmp_path):
     bad[1].write_text("not a video")
     report = evaluate(told(job, output))
     assert {
-        (row["what"], row["seed"]) for row in report.failed if row["what"] in ("generating", "flow_dynamic_degree")
+        (row["what"], row["seed"]) for row in report.failed if row["what"] in ("generating", "temporal_jitter")
     } == {
         ("generating", rows[0]["seed"]),
-        ("flow_dynamic_degree", rows[1]["seed"]),
+        ("temporal_jitter", rows[1]["seed"]),
     }
     assert (
-        report.values["flow_dynamic_degree"]["base"].videos == 4
-        and report.values["flow_dynamic_degree"]["same"].videos == 6
+        report.values["temporal_jitter"]["base"].videos == 4 and report.values["temporal_jitter"]["same"].videos == 6
     )
-    assert report.differences["flow_dynamic_degree"]["same"].videos == 4
-    assert report.differences["flow_dynamic_degree"]["same"].value == 0
+    assert report.differences["temporal_jitter"]["same"].videos == 4
+    assert report.differences["temporal_jitter"]["same"].value == 0
+    assert report.values["flow_statistics_distance"]["base"].videos == 4
     kept = [row for row in scores_of(report) if row["candidate"] == "base"][:2]
     assert kept[0]["reason"] == "OutOfMemoryError: too large" and kept[0]["file"] is None
-    assert kept[1]["flow_dynamic_degree"] is None
+    assert kept[1]["temporal_jitter"] is None
     assert "## Left out: " in (output / "results.md").read_text()
     again = evaluate(told(job, output, retry_failed=True))
     assert {row["what"] for row in again.failed} == {row["what"] for row in report.failed} - {"generating"}
@@ -236,7 +243,7 @@ def test_a_report_is_read_by_people(resumed):
     report = load_report(resumed[0])
     text = (resumed[0] / "results.md").read_text()
     assert text == report.to_markdown() + "\n"
-    assert "| metric | base | same | strong |" in text and "| flow_dynamic_degree ↑ |" in text
+    assert "| metric | base | same | strong |" in text and "| temporal_jitter ↓ |" in text
     assert "## By group" in text and "| turn |" in text
     assert "So few prompts say little of others" in text
     assert "| strong | " in text and "| 2 | 9 |" in text  # steps and guidance
@@ -291,9 +298,3 @@ def test_the_paths_of_a_configuration_start_at_the_repository(tmp_path, monkeypa
     specs = found.candidate_specs()
     assert specs[0].place is None and specs[1].place == str(lab)
     assert specs[1].options == {"pipeline": str(lab / "pipeline")}
-
-
-def test_torch_is_left_with_its_random_numbers(job, resumed):
-    state = torch.random.get_rng_state()
-    evaluate(told(job, resumed[0]))
-    assert torch.equal(torch.random.get_rng_state(), state)
