@@ -11,41 +11,48 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .intervals import reach
+
 
 class Spread(NamedTuple):
-    """Variance of a mean, and how many degrees of freedom its estimate has."""
+    """Variance of a mean, and what it was estimated from.
+
+    Args:
+        variance: NaN where it cannot be told (one prompt, one rater).
+        parts: (variance, clusters) over prompts and over raters.
+    """
 
     variance: float
-    df: float
+    parts: tuple[tuple[float, int], ...]
+
+    def errors(self, level: float) -> float:
+        """How many standard errors an interval reaches to each side.
+
+        Student's t of prompts and that of raters, weighed by what each adds to the variance (Cochran's t): with two
+        raters it is large where they differ, and hardly more than that of the prompts where they do not.
+        """
+        total = sum(variance for variance, _ in self.parts)
+        squares = sum(variance * reach(level, clusters - 1) ** 2 for variance, clusters in self.parts)
+        return math.sqrt(squares / total)
 
 
 def spread(values: np.ndarray, prompt: np.ndarray, rater: np.ndarray) -> Spread:
     """Cluster-robust variance of `values.mean()` over prompts and raters, crossed.
 
     The variance over prompts and that over raters, less what both count (the judgements themselves): Cameron, Gelbach
-    and Miller (2011). Degrees of freedom by Satterthwaite, so that two raters who hardly differ do not make an
-    interval as wide as two who do.
+    and Miller (2011).
 
     Args:
         values: (n,) what each judgement counts for.
         prompt, rater: (n,) numbers from 0. One rater tells nothing of others: only prompts are counted then.
     """
     rest = values - values.mean()
-    parts = [_between(rest, prompt)]
-    if rater.max() > 0:
-        parts.append(_between(rest, rater))
-        both = _between(rest, prompt * (rater.max() + 1) + rater)[0]
-    else:
-        both = 0.0
-    parts = [(variance, groups) for variance, groups in parts if groups > 1]
+    parts = [part for part in (_between(rest, prompt), _between(rest, rater)) if part[1] > 1]
     if not parts:
-        return Spread(math.nan, 1)
-    largest = max(variance for variance, _ in parts)
-    variance = max(sum(variance for variance, _ in parts) - both, largest) if len(parts) > 1 else largest
-    if not variance:
-        return Spread(0.0, math.inf)
-    df = sum(v for v, _ in parts) ** 2 / sum(v**2 / (groups - 1) for v, groups in parts)
-    return Spread(float(variance), float(df))
+        return Spread(math.nan, ())
+    both = _between(rest, prompt * (rater.max() + 1) + rater)[0] if len(parts) > 1 else 0.0
+    variance = max(sum(variance for variance, _ in parts) - both, *(variance for variance, _ in parts))
+    return Spread(variance, tuple(parts))
 
 
 def _between(rest: np.ndarray, group: np.ndarray) -> tuple[float, int]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .clusters import bootstrap, spread, tails
 from .counts import SHARES, Preference, Share, sign_test
-from .intervals import Interval, checked_level
+from .intervals import Interval, checked_level, reach
 from .judgements import Table, table
 
 _DRAWS = 2000
@@ -27,7 +27,7 @@ class Comparison:
         prompts, raters: How many.
         level: Of all intervals.
         intervals: Share -> Wilson's interval of as many independent judgements as these are worth: n / design effect,
-            the design effect estimated over prompts and raters, with Student's t. The ones to report.
+            the design effect estimated over prompts and raters, with Student's t for few of them. The ones to report.
         bootstrap: Share -> percentile interval of the bootstrap over prompts and raters, wider where there are few of
             them; None where it has no width (nothing varies) or there is but one prompt.
         independent: Share -> Wilson's interval if every judgement were independent: too narrow when they are not.
@@ -119,16 +119,11 @@ def compare(judgements: Iterable[Mapping[str, Any]], level: float = 0.95, seed: 
     rows = table(judgements)
     preference = Preference(*(int((rows.choice == choice).sum()) for choice in (1, 0, -1)))
     prompts, raters = len(rows.prompts), len(rows.raters)
-    values = {
-        "win": (rows.choice == 1).astype(float),
-        "tie": (rows.choice == 0).astype(float),
-        "loss": (rows.choice == -1).astype(float),
-        "win_rate": (rows.choice + 1) / 2,
-    }
-    effects = _design_effects(values, rows)
+    values = _values(rows)
+    effects = _design_effects(values, rows, level)
     intervals = {
-        share: preference.interval(share, level, design_effect=effect, df=df)
-        for share, (effect, df) in effects.items()
+        share: preference.interval(share, level, design_effect=effect, errors=errors)
+        for share, (effect, errors) in effects.items()
     }
     net = np.bincount(rows.prompt, weights=rows.choice)
     won = (int((net > 0).sum()), int((net == 0).sum()), int((net < 0).sum()))
@@ -156,30 +151,35 @@ def design_effect(judgements: Iterable[Mapping[str, Any]]) -> float:
         ValueError: There are no judgements, or a row is not one.
     """
     rows = table(judgements)
-    values = {
+    values = _values(rows)
+    return _design_effects(values, rows, 0.95)["win_rate"][0]
+
+
+def _values(rows: Table) -> dict[str, np.ndarray]:
+    """Share -> (n,) what each judgement counts for."""
+    return {
         "win": (rows.choice == 1).astype(float),
         "tie": (rows.choice == 0).astype(float),
         "loss": (rows.choice == -1).astype(float),
         "win_rate": (rows.choice + 1) / 2,
     }
-    return _design_effects(values, rows)["win_rate"][0]
 
 
-def _design_effects(values: dict[str, np.ndarray], rows: Table) -> dict[Share, tuple[float, float]]:
-    """Share -> design effect and degrees of freedom."""
+def _design_effects(values: dict[str, np.ndarray], rows: Table, level: float) -> dict[Share, tuple[float, float]]:
+    """Share -> design effect, and how many standard errors its interval reaches."""
     n, prompts, raters = len(rows), len(rows.prompts), len(rows.raters)
     if prompts == n and raters == 1:  # a judgement a prompt: independent, and nothing is estimated
-        return {share: (1.0, math.inf) for share in SHARES}
+        return {share: (1.0, reach(level)) for share in SHARES}
     found: dict[str, tuple[float, float]] = {}
     for share, value in values.items():
-        variance, df = spread(value, rows.prompt, rows.rater)
+        over = spread(value, rows.prompt, rows.rater)
         alone = value.var() / (n - 1) if n > 1 else 0.0
-        if alone and math.isfinite(variance) and variance:
-            found[share] = (max(1.0, variance / alone), df)
+        if alone and math.isfinite(over.variance) and over.variance:
+            found[share] = (max(1.0, over.variance / alone), over.errors(level))
     # What never varied (all won, or no tie at all) says nothing of clusters: it is taken to be as clustered as the
     # others are, and where nothing varied as much as can be, each prompt (or each rater) a single judgement.
     fewest = min(prompts, raters) if raters > 1 else prompts
-    worst = max(found.values()) if found else (n / fewest, math.inf)
+    worst = max(found.values()) if found else (n / fewest, reach(level))
     effects = {share: found.get(share, worst) for share in values}
     effects["net"] = effects["win_rate"]
     return effects  # type: ignore[return-value]

@@ -77,7 +77,12 @@ class Preference:
         return getattr(self, share) / self.n if share in ("win", "tie", "loss") else getattr(self, share)
 
     def interval(
-        self, share: Share = "win_rate", level: float = 0.95, *, design_effect: float = 1.0, df: float = float("inf")
+        self,
+        share: Share = "win_rate",
+        level: float = 0.95,
+        *,
+        design_effect: float = 1.0,
+        errors: float | None = None,
     ) -> Interval:
         """Wilson's interval; right for independent judgements, or with the design effect of those that are not.
 
@@ -85,7 +90,8 @@ class Preference:
             share: "win", "tie", "loss", "win_rate" (ties as half) or "net".
             level: In (0, 1).
             design_effect: Judgements in clusters (many raters a prompt) count as n / design_effect independent ones.
-            df: Degrees of freedom that the design effect was estimated with.
+            errors: How many standard errors to reach, where the design effect was estimated; None: as many as the
+                level says.
 
         Raises:
             ValueError: There is no such share, or an argument is out of its range.
@@ -93,10 +99,10 @@ class Preference:
         checked_level(level)
         n, value = self.n / design_effect, self.value(share)
         if share in ("win", "tie", "loss"):
-            return wilson(value, n, level, df=df)
+            return wilson(value, n, level, errors=errors)
         # How many ties there are is not known exactly either: as few as there may be, for no interval too narrow.
-        ties = wilson(self.tie / self.n, n, level, df=df).low
-        low, high = wilson(self.win_rate, n, level, ties=ties, df=df)
+        ties = wilson(self.tie / self.n, n, level, errors=errors).low
+        low, high = wilson(self.win_rate, n, level, ties=ties, errors=errors)
         return Interval(low, high) if share == "win_rate" else Interval(2 * low - 1, 2 * high - 1)
 
     def sign_test(self) -> float:

@@ -32,15 +32,15 @@ def checked_level(level: float) -> float:
     return level
 
 
-def quantile(level: float, df: float = math.inf) -> float:
-    """How many standard errors a two-sided interval reaches: 1.96 at 0.95, more with few degrees of freedom."""
+def reach(level: float, df: float = math.inf) -> float:
+    """How many standard errors an interval reaches to each side: 1.96 at 0.95, more with few degrees of freedom."""
     from scipy.stats import norm, t
 
     tail = (1 + checked_level(level)) / 2
     return float(norm.ppf(tail) if math.isinf(df) else t.ppf(tail, df))
 
 
-def wilson(share: float, n: float, level: float = 0.95, *, ties: float = 0.0, df: float = math.inf) -> Interval:
+def wilson(share: float, n: float, level: float = 0.95, *, ties: float = 0.0, errors: float | None = None) -> Interval:
     """Wilson's score interval: all shares that the one seen is not too far from, judged by their own variance.
 
     Never empty, never outside [0, 1], right even at 0 and 1 and for few judgements.
@@ -50,7 +50,8 @@ def wilson(share: float, n: float, level: float = 0.95, *, ties: float = 0.0, df
         n: Judgements; fewer, and perhaps no whole number, where they come in clusters (n / design effect).
         level: In (0, 1).
         ties: Share of judgements that count as half, at least: each takes a quarter from the variance p (1 - p).
-        df: Degrees of freedom of the variance that n rests on, where it was estimated (Student's t).
+        errors: How many standard errors to reach, where n rests on a variance that was estimated from few clusters;
+            None: `reach(level)`.
 
     Raises:
         ValueError: A share is outside [0, 1], n is not positive, or `level` is no level.
@@ -59,11 +60,12 @@ def wilson(share: float, n: float, level: float = 0.95, *, ties: float = 0.0, df
         raise ValueError(f"a share lies in [0, 1], got {share} (ties {ties})")
     if not n > 0:
         raise ValueError(f"an interval needs at least one judgement, got {n}")
-    k = quantile(level, df) ** 2 / n
+    checked_level(level)
+    k = (reach(level) if errors is None else errors) ** 2 / n
     # (share - p)² <= k (p (1 - p) - ties / 4), solved for p
     middle = (share + k / 2) / (1 + k)
-    reach = math.sqrt(max(0.0, middle**2 - (share**2 + k * ties / 4) / (1 + k)))
-    return Interval(max(0.0, min(middle - reach, share)), min(1.0, max(middle + reach, share)))
+    half = math.sqrt(max(0.0, middle**2 - (share**2 + k * ties / 4) / (1 + k)))
+    return Interval(max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share)))
 
 
 def minimum_sample(share: float, half_width: float, level: float = 0.95, design_effect: float = 1.0) -> int:

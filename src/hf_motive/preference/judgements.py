@@ -59,9 +59,7 @@ def table(judgements: Iterable[Mapping[str, Any]]) -> Table:
     rows = []
     for i, row in enumerate(judgements):
         if not isinstance(row, Mapping) or row.get("prompt") is None:
-            raise ValueError(
-                f'judgement {i} has no prompt: {{"prompt": ..., "choice": "a", "b" or "tie"}}, got {row!r}'
-            )
+            raise ValueError(f'judgement {i} needs {{"prompt": ..., "choice": "a", "b" or "tie"}}, got {row!r}')
         if row.get("choice") not in CHOICES:
             raise ValueError(f'judgement {i} must choose "a", "b" or "tie", got {row.get("choice")!r}')
         prompt, rater = row["prompt"], row.get("rater")

@@ -126,9 +126,7 @@ def _checked(pair: Mapping[str, Any], row: int, taken: set[str]) -> tuple[str, s
     """The pair's name and its prompt."""
     missing = [key for key in ("prompt", "a", "b") if key not in pair]
     if missing:
-        raise ValueError(
-            f'pair {row} has no {", ".join(missing)}: a pair is {{"prompt": ..., "a": video, "b": video}}'
-        )
+        raise ValueError(f'pair {row} lacks {", ".join(missing)}: it is {{"prompt": ..., "a": video, "b": video}}')
     name = str(pair.get("pair", row))
     if name in taken:
         raise ValueError(f'pair {row} is called "{name}", as one before: leave "pair" out, or give each its own')
