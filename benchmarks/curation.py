@@ -23,7 +23,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,6 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from miniature import choosing, world  # noqa: E402
 from miniature.choosing import ASKING, GENERALIST, METHODS  # noqa: E402
-
-from hf_motive.lab.spec import MOTIONS  # noqa: E402
 
 EPOCHS = "full, equal epochs"
 
@@ -52,17 +50,16 @@ class Size:
     epochs: int = 10  # over a chosen tenth
     batch: int = 4
     lr: float = 3e-4
-    prompts: int = 2  # of each motion, for the generalist
-    special_prompts: int = 8  # of a specialist's motion
+    prompts: int = 8  # of each motion
     sampling_steps: int = 10
     reference: int = 200  # simulated clips to compare with
     fitted_to: int = 660  # simulated clips that the judge of motions knows
     seeds: tuple[int, ...] = (0, 1, 2)
-    specialists: tuple[str, ...] = ("bounce", "float", "spin")
+    specialists: tuple[str, ...] = ("explode", "float", "spin")
 
 
 SMOKE = Size(
-    corpus=20, queries=1, base_clips=5, base_steps=2, epochs=1, prompts=1, special_prompts=2, sampling_steps=2,
+    corpus=20, queries=1, base_clips=5, base_steps=2, epochs=1, prompts=1, sampling_steps=2,
     reference=40, fitted_to=66, seeds=(0,), specialists=("float",),
 )  # fmt: skip
 
@@ -92,17 +89,22 @@ def runs(size: Size) -> Iterator[Run]:
                 yield Run(method, target, seed)
 
 
-def prompts(run: Run, size: Size) -> list[Any]:
-    """What a model is asked for: the generalist two of each motion, and where it was not chosen for anything in
-    particular, what the specialists are asked as well."""
-    specs = world.prompt_specs(max(size.prompts, size.special_prompts), run.seed)
-    if run.target != GENERALIST:
-        return [s for s in specs if s.motion == run.target][: size.special_prompts]
-    wanted = []
-    for motion in MOTIONS:
-        special = motion in size.specialists and run.method not in ASKING
-        wanted += [s for s in specs if s.motion == motion][: max(size.special_prompts if special else 0, size.prompts)]
-    return wanted
+def prompts(run: Run, size: Size) -> tuple[int, list[Any]]:
+    """What a model is asked for: a specialist its own motion, every other model all of them; and the place of the
+    first among all, which the noise goes by, so that a prompt has the same noise whoever is asked."""
+    every = world.prompt_specs(size.prompts, run.seed)
+    mine = [i for i, spec in enumerate(every) if run.target in (GENERALIST, spec.motion)]
+    return mine[0], [every[i] for i in mine]
+
+
+def check_world(output: Path, size: Size) -> None:
+    """A folder holds one experiment: another size or another world must not be mixed into its tables."""
+    settings = json.dumps({**asdict(size), "world": world.settings()}, indent=1)
+    path = output / "settings.json"
+    if path.exists() and path.read_text("utf-8") != settings:
+        raise SystemExit(f"{path} is of another experiment: give another --output, or delete {output}")
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(settings, encoding="utf-8")
 
 
 class Experiment:
@@ -129,7 +131,7 @@ class Experiment:
 
     def do(self, run: Run) -> None:
         """Choose, train, generate; what is finished stays."""
-        from miniature.outcome import ask, fine_tune
+        from miniature.outcome import ask, train_once
 
         size, folder = self.size, self.output / "models" / run.name
         if (folder / "run.json").exists():
@@ -139,32 +141,27 @@ class Experiment:
         if run.method != "base":
             method = "full" if run.method == EPOCHS else run.method
             chosen = self.choices.chosen(method, run.target, run.seed, len(self.corpus))
-            clips_seen = size.epochs * (
-                len(chosen) if run.method == EPOCHS else round(choosing.FRACTION * size.corpus)
-            )
+            tenth = round(choosing.FRACTION * size.corpus)
+            clips_seen = size.epochs * (len(chosen) if run.method == EPOCHS else tenth)
             facts |= {"clips_seen": clips_seen, "chosen": chosen.tolist()}
-            fine_tune(
-                pipe,
-                self.corpus.select(chosen),
-                clips_seen=clips_seen,
-                seed=run.seed,
-                lr=size.lr,
-                batch=size.batch,
-                folder=folder / "training",
-            )
+            settings = {"clips_seen": clips_seen, "seed": run.seed, "lr": size.lr, "batch": size.batch}
+            train_once(pipe, self.corpus.select(chosen), folder, **settings)
         trained = time.monotonic() - begin
-        ask(pipe, prompts(run, size), seed=run.seed, steps=size.sampling_steps, folder=folder)
+        first, specs = prompts(run, size)
+        ask(pipe, specs, seed=1000 * run.seed + first, steps=size.sampling_steps, folder=folder)
         facts |= {"seconds": {"training": round(trained), "all": round(time.monotonic() - begin)}}
         (folder / "run.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")  # last: it says "finished"
         print(f"{run.name}: {facts['seconds']['all']} s", flush=True)
 
-    def measure(self) -> None:
-        """Measure what the finished models generated and was not measured yet."""
-        from miniature.judging import Judge
 
-        judge = Judge(self.output / "judge", self.pipeline().vae, self.size.reference, self.size.fitted_to)
-        for finished in sorted((self.output / "models").glob("*/run.json")):
-            judge.measure(finished.parent)
+def measure(output: Path, size: Size) -> None:
+    """Measure what the finished models generated and was not measured yet."""
+    from diffusers import WanPipeline
+    from miniature.judging import Judge
+
+    judge = Judge(output / "judge", WanPipeline.from_pretrained(output / "base").vae, size.reference, size.fitted_to)
+    for finished in sorted((output / "models").glob("*/run.json")):
+        judge.measure(finished.parent)
 
 
 def main() -> None:
@@ -175,7 +172,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a tiny one, in two minutes")
     parser.add_argument("--prepare", action="store_true", help="make the world and score its clips, and do no run")
     parser.add_argument("--share", default="1/1", help="k/n: do the k-th of every n runs, for n processes at once")
-    parser.add_argument("--table", action="store_true", help="write the tables of what is finished, and do no run")
+    parser.add_argument("--table", action="store_true", help="do no run; measure what is finished, write the tables")
     parser.add_argument(
         "--report", type=Path, help="where the tables go; by default docs/results.md, in a smoke run none"
     )
@@ -184,6 +181,7 @@ def main() -> None:
     torch.set_num_threads(1)
     size = SMOKE if told.smoke else Size()
     output = told.output or ROOT / "runs" / ("curation-smoke" if told.smoke else "curation")
+    check_world(output, size)
     k, n = map(int, told.share.split("/"))
     if not told.table:
         experiment = Experiment(output, size)
@@ -191,9 +189,9 @@ def main() -> None:
             return
         for run in list(runs(size))[k - 1 :: n]:
             experiment.do(run)
-        experiment.measure()
     from miniature.tables import write_report
 
+    measure(output, size)
     report = told.report or (output / "results.md" if told.smoke or n > 1 else ROOT / "docs" / "results.md")
     write_report(output, size, report)
     print(f"tables: {report}")

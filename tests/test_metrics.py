@@ -563,3 +563,20 @@ def test_the_leaderboards_scale():
     assert metrics.normalised("dynamic_degree", 0.3) == pytest.approx(0.3)
     with pytest.raises(ValueError, match="has no 'warp_smoothness'"):
         metrics.normalised("warp_smoothness", 0.5)
+
+
+def test_a_video_that_is_not_there_keeps_its_row(tmp_path) -> None:
+    metric = metrics.load("warp_smoothness")
+    for video in (_moving(), None, _moving()):
+        metric.add(prediction=video)
+    found = metric.compute()
+    assert len(found["warp_smoothness_per_video"]) == 3 and list(found["warp_smoothness_failed"]) == [1]
+
+
+def test_options_of_compute_are_refused() -> None:
+    with pytest.raises(TypeError, match="metrics.load\\('warp_smoothness', fps=...\\)"):
+        metrics.load("warp_smoothness").compute(predictions=[_moving()], fps=8)
+
+
+def _moving() -> torch.Tensor:
+    return torch.rand(4, 3, 64, 64) * 2 - 1

@@ -504,3 +504,21 @@ def test_lists_of_numbers_are_what_datasets_makes_of_arrays():
     assert isinstance(listed, list)
     assert torch.equal(load_clip(listed), load_clip(frames)) and content_id(listed) == content_id(frames)
     assert refused([[[[0, 0, 0]]], [[[0, 0, 0], [1, 1, 1]]]])[1] == "the frames, as lists of numbers, differ in size"
+
+
+def test_a_clip_cut_without_encoding_it_anew_is_whole(tmp_path) -> None:
+    """Such a file holds frames that its edit list leaves out: they are not missing."""
+    save_clip(tmp_path / "whole.mp4", torch.rand(30, 3, 64, 64) * 2 - 1, 16)
+    with av.open(str(tmp_path / "whole.mp4")) as whole, av.open(str(tmp_path / "cut.mp4"), "w") as cut:
+        stream = whole.streams.video[0]
+        copied = cut.add_stream_from_template(stream)
+        for packet in whole.demux(stream):
+            if packet.dts is None:
+                continue
+            start = round(7 / 16 / packet.time_base)
+            packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, copied
+            cut.mux(packet)
+    with av.open(str(tmp_path / "cut.mp4")) as cut:
+        assert cut.streams.video[0].frames == 30
+    expected = load_clip(tmp_path / "whole.mp4")[7:]
+    assert torch.equal(load_clip(tmp_path / "cut.mp4"), expected)

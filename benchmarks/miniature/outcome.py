@@ -19,7 +19,19 @@ from hf_motive.video import save_clip
 from .world import CLIP
 
 
-def fine_tune(pipe: Any, rows: Any, *, clips_seen: int, seed: int, lr: float, batch: int, folder: Path) -> None:
+def train_once(pipe: Any, rows: Any, folder: Path, **settings: Any) -> None:
+    """Fine-tune the pipeline and keep its denoiser in FOLDER/transformer; one that lies there is taken as it is."""
+    weights = folder / "transformer"
+    if weights.exists():
+        pipe.transformer = type(pipe.transformer).from_pretrained(weights)
+        return
+    fine_tune(pipe, rows, folder / "training", **settings)
+    partial = folder / "transformer.partial"
+    pipe.transformer.save_pretrained(partial)
+    partial.rename(weights)
+
+
+def fine_tune(pipe: Any, rows: Any, folder: Path, *, clips_seen: int, seed: int, lr: float, batch: int) -> None:
     """Train all of the denoiser, in place, until so many clips have been seen."""
     arguments = MotiveTrainingArguments(
         str(folder),
@@ -44,10 +56,10 @@ def fine_tune(pipe: Any, rows: Any, *, clips_seen: int, seed: int, lr: float, ba
 def ask(pipe: Any, specs: Sequence[ClipSpec], *, seed: int, steps: int, folder: Path) -> None:
     """Generate a clip a prompt: FOLDER/clips.npy, (N, F, 3, H, W) uint8, which is measured, and mp4 files to look at.
 
-    Clip i has the noise of seed `1000 * seed + i`, whatever was trained: methods are compared on equal noise.
+    Clip i has the noise of `seed + i`, whatever was trained: methods are compared on equal noise.
     """
     with torch.autocast("cpu", torch.bfloat16):  # twice as fast on a CPU that has it
-        clips = generate(pipe, specs, steps=steps, guidance=3.0, seed=1000 * seed)
+        clips = generate(pipe, specs, steps=steps, guidance=3.0, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "clips.npy", ((clips + 1) * 127.5).round().clamp(0, 255).byte().numpy())
     for i, clip in enumerate(clips):

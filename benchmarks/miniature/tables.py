@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hf_motive.metrics.flow_statistics import frechet_distance
 
 from hf_motive.corpus import json_lines
-from hf_motive.lab.spec import MOTIONS
+from hf_motive.metrics.flow_statistics import frechet_distance
 
 from .choosing import ASKING, GENERALIST, METHODS
 from .judging import measured, reference
@@ -48,15 +47,10 @@ class Results:
             {s for m, t, s in self.runs if m == method and t == (target if method in ASKING else GENERALIST)}
         )
 
-    def rows(self, method: str, target: str, seed: int, prompts: int) -> list[dict[str, Any]]:
-        """Rows on what the target is asked: `prompts` of every motion for the generalist, all of a specialist's."""
+    def rows(self, method: str, target: str, seed: int) -> list[dict[str, Any]]:
+        """Rows on what the target is asked: all motions for the generalist, a specialist's own."""
         run = self.run(method, target, seed)
-        if run is None:
-            return []
-        if target != GENERALIST:
-            return [row for row in run["rows"] if row["motion"] == target]
-        by_motion = {m: [row for row in run["rows"] if row["motion"] == m][:prompts] for m in MOTIONS}
-        return [row for m in MOTIONS for row in by_motion[m]]
+        return [row for row in run["rows"] if target in (GENERALIST, row["motion"])] if run else []
 
 
 def interval(groups: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float, float]:
@@ -93,11 +87,11 @@ def write_report(output: Path, size: Any, path: Path) -> None:
     """All tables of the runs that are finished, as Markdown."""
     results = Results(output)
     if not results.runs:
-        raise SystemExit(f"no run is finished in {output}")
+        raise SystemExit(f"no run is finished in {output}: run `python benchmarks/curation.py` first")
     parts = [_preface(results, size)]
     for target in (GENERALIST, *size.specialists):
         if any(results.seeds(method, target) for method in ASKING):
-            parts.append(_target(results, size, target))
+            parts.append(_target(results, target))
     if all(results.seeds("Motive", target) for target in size.specialists):
         parts.append(_specialists(results, size))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +105,7 @@ def _preface(results: Results, size: Any) -> str:
         seeds=", ".join(map(str, seeds)),
         runs=len(results.runs),
         corpus=size.corpus,
+        kinds=", ".join(f"{share:.0%} {kind}" for kind, share in KINDS.items()),
         tenth=round(0.1 * size.corpus),
         epochs=size.epochs,
         seen=seen,
@@ -119,7 +114,6 @@ def _preface(results: Results, size: Any) -> str:
         base_steps=size.base_steps,
         base_clips=size.base_clips,
         prompts=size.prompts,
-        special=size.special_prompts,
         steps=size.sampling_steps,
         lr=size.lr,
         batch=size.batch,
@@ -135,9 +129,8 @@ Fine-tune on the tenth of a corpus that each method chooses: what moves as asked
 
 **The world** (`benchmarks/miniature/world.py`). *Base*: the lab's pipeline (3.9 M parameters) after {base_steps}
 steps of 16 on {base_clips} clips whose captions name another motion than they show, half of them spoilt as well:
-it draws and moves objects, but not as it is told. *Corpus*: {corpus} mp4 clips: 40 % good, 40 % bad (16 % show
-another motion than their caption says, 8 % run backwards, 8 % are shuffled, 8 % shake), 20 % idle (15 % a moving
-camera before an object at rest, 5 % nothing moves). *Queries*: {queries} good clips of each of ten motions, none
+it draws and moves objects, but not as it is told. *Corpus*: {corpus} mp4 clips: {kinds}.
+*Queries*: {queries} good clips of each of ten motions, none
 of them in the corpus.
 
 **What is compared.** Each method chooses {tenth} clips for a target: for all ten motions by votes (the
@@ -148,7 +141,7 @@ clips' VAE latents, the corpus's mean taken off; *whole clip*: the gradient with
 tenth by Motive. Clips in which
 nothing moves have no mask and are chosen by none.
 
-**What is measured.** Each model generates {prompts} prompts of each motion (a specialist {special} of its own),
+**What is measured.** Each model generates {prompts} prompts of each motion (a specialist of its own),
 with {steps} steps and guidance 3, from the same noise for every method. *Moves as asked*: by a classifier that
 sees optical flow alone ([lab.md](lab.md)). The other columns: [metrics.md](metrics.md). *Flow distance*: Fréchet
 distance of flow statistics to simulated clips behind the same VAE. VBench's own dimensions need weights that were
@@ -162,10 +155,10 @@ def _methods(results: Results, target: str) -> list[str]:
     return [m for m in known if results.seeds(m, target)]
 
 
-def _groups(results: Results, method: str, targets: Sequence[str], size: Any, value: Any) -> list[list[float]]:
+def _groups(results: Results, method: str, targets: Sequence[str], value: Any) -> list[list[float]]:
     """A value of every row, a group a seed."""
     return [
-        [value(row) for target in targets for row in results.rows(method, target, seed, size.prompts)]
+        [value(row) for target in targets for row in results.rows(method, target, seed)]
         for seed in results.seeds(method, targets[0])
     ]
 
@@ -180,11 +173,11 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
-def _outcomes(results: Results, size: Any, targets: Sequence[str], methods: Sequence[str]) -> str:
+def _outcomes(results: Results, targets: Sequence[str], methods: Sequence[str]) -> str:
     rows = []
     for method in methods:
-        cells = [_written(interval(_groups(results, method, targets, size, v)), form) for v, form in COLUMNS.values()]
-        distances = [_distance(results, size, method, t, seed) for t in targets for seed in results.seeds(method, t)]
+        cells = [_written(interval(_groups(results, method, targets, v)), form) for v, form in COLUMNS.values()]
+        distances = [_distance(results, method, t, seed) for t in targets for seed in results.seeds(method, t)]
         rows.append([method, str(len(results.seeds(method, targets[0]))), *cells, _spread(distances)])
     return _table(["trained on", "seeds", *COLUMNS, "flow distance ↓ (least–most of the models)"], rows)
 
@@ -193,16 +186,15 @@ def _spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.2f} ({min(values):.2f}–{max(values):.2f})"
 
 
-def _distance(results: Results, size: Any, method: str, target: str, seed: int) -> float:
+def _distance(results: Results, method: str, target: str, seed: int) -> float:
     """Fréchet distance of what one model generated for a target to simulated clips of the target's motions."""
     run = results.run(method, target, seed)
-    wanted = [id(row) for row in results.rows(method, target, seed, size.prompts)]
-    kept = [i for i, row in enumerate(run["rows"]) if id(row) in wanted]
+    kept = [i for i, row in enumerate(run["rows"]) if target in (GENERALIST, row["motion"])]
     real = reference(results.output / "judge", None if target == GENERALIST else target)
     return float(frechet_distance(run["flow"][kept], real))
 
 
-def _preferences(results: Results, size: Any, targets: Sequence[str], methods: Sequence[str]) -> str:
+def _preferences(results: Results, targets: Sequence[str], methods: Sequence[str]) -> str:
     """Motive against every other, on equal prompts and noise: win, tie, loss, and the difference in what was asked."""
     from hf_motive.preference import compare, judge_by_metric
 
@@ -212,8 +204,7 @@ def _preferences(results: Results, size: Any, targets: Sequence[str], methods: S
         judgements, ours, theirs = [], [], []
         for seed in sorted(set(results.seeds("Motive", targets[0])) & set(results.seeds(method, targets[0]))):
             pair = [
-                [row for target in targets for row in results.rows(name, target, seed, size.prompts)]
-                for name in ("Motive", method)
+                [row for target in targets for row in results.rows(name, target, seed)] for name in ("Motive", method)
             ]
             scores = [[row["probability"] for row in rows] for rows in pair]
             names = [f"{seed} {row['prompt']}" for row in pair[0]]
@@ -231,14 +222,14 @@ def _preferences(results: Results, size: Any, targets: Sequence[str], methods: S
     return _table(header, lines)
 
 
-def _target(results: Results, size: Any, target: str) -> str:
+def _target(results: Results, target: str) -> str:
     methods = _methods(results, target)
     title = (
         "The generalist: chosen by the votes of all ten motions" if target == GENERALIST else f"Specialist: {target}"
     )
-    parts = [f"## {title}", _chosen(results, target, methods), _outcomes(results, size, [target], methods)]
+    parts = [f"## {title}", _chosen(results, target, methods), _outcomes(results, [target], methods)]
     if "Motive" in methods:
-        parts.append(_preferences(results, size, [target], [m for m in methods if m != "Motive"]))
+        parts.append(_preferences(results, [target], [m for m in methods if m != "Motive"]))
     return "\n\n".join(parts)
 
 
@@ -246,8 +237,8 @@ def _specialists(results: Results, size: Any) -> str:
     methods = [m for m in _methods(results, size.specialists[0])]
     parts = [
         f"## The specialists together: {', '.join(size.specialists)}",
-        _outcomes(results, size, size.specialists, methods),
-        _preferences(results, size, size.specialists, [m for m in methods if m != "Motive"]),
+        _outcomes(results, size.specialists, methods),
+        _preferences(results, size.specialists, [m for m in methods if m != "Motive"]),
     ]
     return "\n\n".join(parts)
 

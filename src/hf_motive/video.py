@@ -368,8 +368,9 @@ def _decode(file: str | bytes, name: str) -> Iterator[_Frame]:
             aspect = float(stream.sample_aspect_ratio or 1) or 1.0
             declared = stream.frames
             count, time, broken = 0, 0.0, None
+            cut: list[None] = []  # one for each frame that the file's edit list leaves out
             try:
-                for frame in _intact(container, stream):
+                for frame in _intact(container, stream, cut):
                     stamp = float(frame.pts * frame.time_base) if frame.pts is not None else None
                     # A frame without a time stamp, or with one in the past, follows its predecessor.
                     if count == 0:
@@ -381,7 +382,7 @@ def _decode(file: str | bytes, name: str) -> Iterator[_Frame]:
                     yield _Frame(time, duration, lambda frame=frame: _rgb(frame, name), aspect, average)
             except (av.FFmpegError, OSError) as error:
                 broken = error.strerror
-            if broken is None and count >= declared and count > 0:
+            if broken is None and count + len(cut) >= declared and count > 0:
                 return
             # Asked for more frames than there are, so it matters that some are missing.
             found = f"{count} frame{'s' * (count != 1)}" + (f" of {declared} decode" if declared else " decode")
@@ -392,9 +393,12 @@ def _decode(file: str | bytes, name: str) -> Iterator[_Frame]:
             )
 
 
-def _intact(container: Any, stream: Any) -> Iterator[Any]:
-    """Decoded frames in the order of presentation, up to the first damaged packet."""
+def _intact(container: Any, stream: Any, cut: list[None]) -> Iterator[Any]:
+    """Decoded frames in the order of presentation, up to the first damaged packet; `cut` grows with each that a file
+    cut without encoding it anew (`ffmpeg -c copy`) holds only so that others can be decoded."""
     for packet in container.demux(stream):
+        if packet.is_discard:
+            cut.append(None)
         if packet.is_corrupt:
             yield from stream.decode(None)  # what is whole before it is still in the decoder
             return

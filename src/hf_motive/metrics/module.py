@@ -21,6 +21,8 @@ from .rows import Stored, is_padding, tables, unpack
 #: A video as `evaluate` stores it: what a column of `datasets.Video(decode=False)` holds.
 VIDEO = {"path": Value("string"), "bytes": Value("binary")}
 
+_ABSENT: Any = object()  # no video was given, which is not a video that is not there
+
 _INPUTS = """
 Args:
     predictions: The videos: paths, {"path", "bytes"}, clips (F, 3, H, W) of uint8 or of floats in [-1, 1], or anything
@@ -131,11 +133,11 @@ class VideoMetric(evaluate.Metric, ABC):
     def _download_and_prepare(self, dl_manager: Any) -> None:
         self.prepare()
 
-    def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
-        """Add one video."""
+    def add(self, *, prediction: Any = _ABSENT, reference: Any = _ABSENT, **kwargs: Any) -> None:
+        """Add one video; None is one that is not there, and keeps its row."""
         # evaluate.combine gives one video under the plural name
         given = {"predictions": prediction, "references": reference, **kwargs}
-        self.add_batch(**{name: [video] for name, video in given.items() if video is not None})
+        self.add_batch(**{name: [video] for name, video in given.items() if video is not _ABSENT})
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
         """Add videos."""
@@ -155,6 +157,11 @@ class VideoMetric(evaluate.Metric, ABC):
         """Score the videos given here and those added before."""
         # evaluate.combine gives references to all of its modules: those that take none leave them be
         given = {"predictions": predictions, "references": references, **kwargs}
+        for name in kwargs:
+            raise TypeError(
+                f"compute() of {self.name} takes no {name}: what a module is to do is said when it is loaded, "
+                f"metrics.load({self.name!r}, {name}=...), where an option that it does not have is an error"
+            )
         if self.writer is None and all(given.get(name) is None for name in self._feature_names()):
             raise ValueError(_nothing_scored(self.name, 0, {}))
         try:
