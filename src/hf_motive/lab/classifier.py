@@ -73,7 +73,7 @@ def flow_features(flow: Tensor) -> Tensor:
 
 def clip_features(clips: Iterable[Tensor]) -> Tensor:
     """`flow_features` of the DIS flow of clips (F, 3, H, W) in [-1, 1], F at least 17: (N, 144)."""
-    estimate = DISFlow()
+    estimate = DISFlow(confidence=False)
     return torch.stack([flow_features(estimate(clip[:MODEL_FRAMES]).flow) for clip in clips])
 
 

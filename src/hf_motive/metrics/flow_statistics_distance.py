@@ -65,9 +65,10 @@ Example:
                     found.append(self.statistics(clip, fps))
                 except ValueError as error:  # ClipError is one
                     unread[row] = str(error)
+            if not unread and not found:
+                raise ValueError(f"{self.name} compares two sets and was given no {name}: pass {name}=[...]")
             if not found:
-                reason = f"; row {min(unread)}: {unread[min(unread)]}" if unread else ""
-                raise ValueError(f"{self.name} could use none of {len(rows)} {name}{reason}")
+                raise ValueError(f"{self.name} could use none of {len(unread)} {name}; row 0: {unread[0]}")
             sets.append(found)
             failed |= {f"{name}[{row}]": reason for row, reason in unread.items()}
         result = {self.key: self.distance(*sets), f"{self.key}_backend": self.backend}
