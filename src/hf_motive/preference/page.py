@@ -10,10 +10,12 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import ClipError
-from .embedding import Embedded, embed
+
+if TYPE_CHECKING:
+    from .embedding import Embedded
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,8 @@ def write_page(
         ValueError: A row lacks a key, two have the same "pair", no pair can be read, or the page would be larger than
             400 MB.
     """
+    from .embedding import embed
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
