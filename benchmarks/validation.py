@@ -11,7 +11,6 @@ chosen on clips of seed 811001; what is reported is of other seeds.
 from __future__ import annotations
 
 import argparse
-import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -43,34 +42,25 @@ Scores = dict[str, dict[str, list[float]]]  # kind -> metric -> a number a clip
 
 
 class Bench:
-    """Everything that is measured of a clip, and how long each takes."""
+    """Everything that is measured of a clip."""
 
     def __init__(self, classifier: MotionClassifier) -> None:
         self.classifier = classifier
         self.flow = DISFlow(confidence=False)
-        self.seconds: dict[str, list[float]] = defaultdict(list)
-
-    def _timed(self, name: str, function, *arguments):
-        start = time.perf_counter()
-        result = function(*arguments)
-        self.seconds[name].append(time.perf_counter() - start)
-        return result
 
     def measure(self, clip: Tensor, motion: str) -> tuple[dict[str, float], Tensor]:
         """The metrics and the flow statistics of a clip (F, 3, H, W) uint8."""
-        flow = self._timed("optical flow", lambda: self.flow(clip / 127.5 - 1).flow)
-        probabilities = self._timed(
-            "motion_probability", lambda: self.classifier.probabilities(flow_features(flow)[None])[0]
-        )
+        flow = self.flow(clip / 127.5 - 1).flow
+        probabilities = self.classifier.probabilities(flow_features(flow)[None])[0]
         scores = {
             "motion_probability": float(probabilities[CLASSES.index(motion)]),
             "as_asked": float(CLASSES[int(probabilities.argmax())] == motion),
-            "temporal_jitter": self._timed("temporal_jitter", temporal_jitter, clip, flow),
-            "object_permanence": self._timed("object_permanence", object_permanence, clip, flow),
-            "warp_smoothness": self._timed("warp_smoothness", smoothness, clip, between),
-            "flow_dynamic_degree": float(self._timed("flow_dynamic_degree", is_dynamic, clip, FPS, dis_flow)),
+            "temporal_jitter": temporal_jitter(clip, flow),
+            "object_permanence": object_permanence(clip, flow),
+            "warp_smoothness": smoothness(clip, between),
+            "flow_dynamic_degree": float(is_dynamic(clip, FPS, dis_flow)),
         }
-        return scores, self._timed("flow_statistics_distance", flow_statistics, clip, flow)
+        return scores, flow_statistics(clip, flow)
 
 
 def as_stored(frames: Tensor) -> Tensor:
@@ -177,7 +167,6 @@ def report(clips: int, classifier: MotionClassifier) -> str:
     references = torch.stack([flow_statistics(as_stored(render_clip(spec).frames)) for spec in real])
     stacked = {kind: torch.stack(values) for kind, values in statistics.items()}
     motions = [spec.motion for spec in specs]
-    costs = ", ".join(f"`{name}` {1000 * np.median(values):.0f}" for name, values in bench.seconds.items())
     return "\n".join(
         [
             "# Metrics against motion that was spoilt on purpose",
@@ -208,11 +197,6 @@ def report(clips: int, classifier: MotionClassifier) -> str:
             "Distances are of all clips of a motion from as many others of that motion.",
             "",
             *reversed_table(scores, motions, stacked, references),
-            "",
-            "## Cost",
-            "",
-            f"Milliseconds a clip on one busy core: {costs}. All but `warp_smoothness` and `flow_dynamic_degree` are "
-            "without the optical flow, which they share here.",
             "",
         ]
     )
