@@ -580,3 +580,30 @@ def test_options_of_compute_are_refused() -> None:
 
 def _moving() -> torch.Tensor:
     return torch.rand(4, 3, 64, 64) * 2 - 1
+
+
+@pytest.mark.parametrize(
+    ("network", "error", "message"),
+    [
+        (lambda frames: torch.rand(len(frames), 5, 8), ValueError, r"gave torch.float32 of \(3, 5, 8\) for 3 frames"),
+        (lambda frames: torch.rand(1, 8), ValueError, r"of \(1, 8\) for 3 frames; expected features \(B, D\)"),
+        (lambda frames: torch.ones(len(frames), 8).int(), ValueError, "gave torch.int32"),
+        (lambda frames: np.ones((len(frames), 8)), TypeError, "gave a ndarray; expected its features as a tensor"),
+    ],
+)
+def test_features_are_one_a_frame(network, error, message):
+    with pytest.raises(error, match=message):
+        metrics.load("subject_consistency", network=network).score(noise(32, 32, 3), None)
+
+
+def test_another_model_of_transformers_is_refused_when_it_is_given(vit, clip_folder):
+    from transformers import CLIPModel, CLIPVisionModel, ViTForImageClassification, ViTModel
+
+    for name, network, expected in (
+        ("subject_consistency", ViTForImageClassification.from_pretrained(vit), "a ViTModel"),
+        ("subject_consistency", CLIPModel.from_pretrained(clip_folder), "a ViTModel"),
+        ("background_consistency", ViTModel.from_pretrained(vit), "a CLIPModel or CLIPVisionModelWithProjection"),
+        ("background_consistency", CLIPVisionModel.from_pretrained(clip_folder), "a CLIPModel or"),
+    ):
+        with pytest.raises(TypeError, match=f"network is a {type(network).__name__}, .* pass {expected}"):
+            metrics.load(name, network=network)

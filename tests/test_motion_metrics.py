@@ -305,3 +305,10 @@ def test_a_network_that_is_none():
         metrics.load("dynamic_degree", network=3)
     with pytest.raises(ValueError, match="network must be the file of the weights of torchvision's raft_large"):
         raft(3, CPU)
+
+
+def test_networks_that_give_more_than_what_is_asked():
+    with pytest.raises(TypeError, match=r"gave a list; expected the flow \(1, 2, H, W\) as a tensor: .* the last"):
+        next(strengths(numbered(2), lambda a, b: [a[:, :2]]))
+    with pytest.raises(TypeError, match=r'gave a dict; expected the frame .* that is \["imgt_pred"\]'):
+        smoothness(numbered(3), lambda a, b: {"imgt_pred": a})

@@ -62,6 +62,11 @@ def strengths(frames: Tensor, network: PairFlow, device: torch.device | str = "c
     for pair in pairwise(frames.split(1)):
         before, after = (padded(frame.to(device).float(), 8) for frame in pair)
         flow = network(before, after)
+        if not isinstance(flow, Tensor):
+            raise TypeError(
+                f"the network gave a {type(flow).__name__}; expected the flow (1, 2, H, W) as a tensor: RAFT gives a "
+                "flow an iteration, so pass a callable that returns the last of them, [-1]"
+            )
         if flow.shape != (1, 2, *before.shape[-2:]):
             raise ValueError(
                 f"the network gave a flow of {tuple(flow.shape)} for frames of {tuple(before.shape)}; "

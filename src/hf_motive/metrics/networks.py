@@ -45,14 +45,16 @@ def dino(network: Any, device: torch.device, dtype: torch.dtype) -> Encoder:
 
     Raises:
         OSError: The weights cannot be had; the message names the remedy.
+        TypeError: It is another model of transformers, or, when it runs, gives something else than a tensor.
+        ValueError: It is no network, or, when it runs, gives something else than a feature a frame.
     """
     if isinstance(network, (str, os.PathLike)):
         from transformers import ViTModel
 
         # DINO's layer norms have this epsilon; the configuration that was published with the weights has another.
         network = _loaded(ViTModel, network, device, dtype, add_pooling_layer=False, layer_norm_eps=1e-6)
-    if getattr(getattr(network, "config", None), "model_type", None) != "vit":
-        return _given(network, device, dtype)
+    if not (_model_type(network) == "vit" and hasattr(network, "embeddings")):
+        return _given(network, device, dtype, "ViTModel")
 
     def encode(frames: Tensor) -> Tensor:
         # Frames are not square, and DINO stretches its position embeddings to them in a way of its own.
@@ -75,14 +77,15 @@ def clip_image(network: Any, device: torch.device, dtype: torch.dtype) -> Encode
         dtype: Of a model that is loaded here.
 
     Raises:
-        OSError: The weights cannot be had; the message names the remedy.
+        OSError, TypeError, ValueError: As `dino`.
     """
     if isinstance(network, (str, os.PathLike)):
         from transformers import CLIPVisionModelWithProjection
 
         network = _loaded(CLIPVisionModelWithProjection, network, device, dtype)
-    if getattr(getattr(network, "config", None), "model_type", None) not in ("clip", "clip_vision_model"):
-        return _given(network, device, dtype)
+    parts = hasattr(network, "vision_model") and hasattr(network, "visual_projection")
+    if not (_model_type(network) in ("clip", "clip_vision_model") and parts):
+        return _given(network, device, dtype, "CLIPModel or CLIPVisionModelWithProjection")
 
     def encode(frames: Tensor) -> Tensor:
         pooled = network.vision_model(pixel_values=frames).pooler_output
@@ -172,10 +175,31 @@ def _placed(network: nn.Module, encode: Encoder) -> Encoder:
     """An encoder that takes frames on the CPU to where its weights are, and gives float32."""
     network.eval()
     weights = next(network.parameters())
-    return lambda frames: encode(frames.to(weights.device, weights.dtype)).float()
+    return lambda frames: _features(encode(frames.to(weights.device, weights.dtype)), len(frames))
 
 
-def _given(network: Any, device: torch.device, dtype: torch.dtype) -> Encoder:
+def _model_type(network: Any) -> str | None:
+    return getattr(getattr(network, "config", None), "model_type", None)
+
+
+def _features(found: Any, count: int) -> Tensor:
+    """What an encoder gave, as float32, if it is a feature a frame: the formulas would take other shapes as well."""
+    if not isinstance(found, Tensor):
+        raise TypeError(f"the network gave a {type(found).__name__}; expected its features as a tensor (B, D)")
+    if found.ndim != 2 or len(found) != count or not found.is_floating_point():
+        raise ValueError(
+            f"the network gave {found.dtype} of {tuple(found.shape)} for {count} frames; expected features (B, D), "
+            f"a row a frame, B = {count}, of floats"
+        )
+    return found.float()
+
+
+def _given(network: Any, device: torch.device, dtype: torch.dtype, expected: str) -> Encoder:
+    if type(network).__module__.startswith("transformers."):
+        raise TypeError(
+            f"network is a {type(network).__name__}, which gives no features here: pass a {expected}, an id, a folder, "
+            "or a callable from frames (B, 3, H, W) to features (B, D)"
+        )
     if isinstance(network, nn.Module) and next(network.parameters(), None) is not None:
         return _placed(network, network)
     if not callable(network):
@@ -183,7 +207,7 @@ def _given(network: Any, device: torch.device, dtype: torch.dtype) -> Encoder:
             f"network must be an id, a folder, a model of transformers, or a callable of frames (B, 3, H, W) that "
             f"returns features (B, D); got {type(network).__name__}"
         )
-    return lambda frames: network(frames.to(device, dtype)).float()
+    return lambda frames: _features(network(frames.to(device, dtype)), len(frames))
 
 
 def _stretched(embeddings: Any, tokens: Tensor, height: int, width: int) -> Tensor:

@@ -46,6 +46,11 @@ def _between(before: Tensor, after: Tensor, network: Interpolation, device: torc
     height, width = before.shape[-2:]
     ends = [padded(frame.to(device) / 255.0, 16) for frame in (before, after)]
     middle = network(*ends)
+    if not isinstance(middle, Tensor):
+        raise TypeError(
+            f"the network gave a {type(middle).__name__}; expected the frame between two as a tensor (1, 3, H, W): of "
+            'what AMT gives that is ["imgt_pred"]'
+        )
     if middle.shape != ends[0].shape:
         raise ValueError(
             f"the network gave a frame of {tuple(middle.shape)} between frames of {tuple(ends[0].shape)}; "
