@@ -22,11 +22,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from hf_motive import metrics
+from hf_motive.errors import ClipError
 from hf_motive.metrics.consistency import consistency, mean_over_frames
 from hf_motive.metrics.module import VideoMetric
-from hf_motive.metrics.networks import clip_image, dino
+from hf_motive.metrics.networks import clip_image, dino, name_of
 from hf_motive.metrics.preprocessing import for_clip, for_dino, for_musiq
-from hf_motive.video import load_clip, save_clip
+from hf_motive.video import load_clip, read_clip, save_clip
 
 from .clips import moving_square, write_corpus
 
@@ -190,6 +191,8 @@ def test_a_score_that_is_no_number_costs_its_row(tmp_path):
         (lambda m: m.add_batch(references=["a.mp4"]), ValueError, "takes predictions, and no references"),
         (lambda m: type(m)(netwrok=1), TypeError, "has no option 'netwrok'; its own are fps, device"),
         (lambda m: type(m)(fps=0), ValueError, "fps must be a positive number"),
+        (lambda m: type(m)(fps="8"), ValueError, "fps must be a positive number .*, got '8'"),
+        (lambda m: type(m)(fps=True), ValueError, "fps must be a positive number .*, got True"),
     ],
 )
 def test_what_cannot_be_done_says_what_can(tmp_path, call, error, message):
@@ -325,7 +328,9 @@ def test_weights_that_cannot_be_had_are_known_at_once(tmp_path, clip_folder):
         ("imaging_quality", {"network": abs, "resize": "short"}, "resize must be one of longer, "),
         ("background_consistency", {"network": 3}, "network must be an id, a folder, "),
         ("background_consistency", {"dtype": "int8"}, "dtype must be float32, "),
-        ("background_consistency", {"batch_size": 0}, "batch_size must be at least 1"),
+        ("background_consistency", {"batch_size": 0}, "batch_size must be a whole number of at least 1"),
+        ("background_consistency", {"batch_size": 8.0}, "batch_size must be .* got 8.0"),
+        ("background_consistency", {"batch_size": "8"}, "batch_size must be .* got '8'"),
     ],
 )
 def test_options_that_are_wrong(name, options, message):
@@ -607,3 +612,52 @@ def test_another_model_of_transformers_is_refused_when_it_is_given(vit, clip_fol
     ):
         with pytest.raises(TypeError, match=f"network is a {type(network).__name__}, .* pass {expected}"):
             metrics.load(name, network=network)
+
+
+def test_a_head_that_cannot_be_had_or_does_not_fit(tmp_path, clip_folder):
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html><html>")
+    (tmp_path / "empty.pth").touch()
+    torch.save(torch.ones(3), tmp_path / "tensor.pth")
+    for name, reason in (
+        ("page.pth", "the file is no state dict"),
+        ("empty.pth", "the file is no state dict"),
+        ("tensor.pth", "the file holds a Tensor"),
+        ("nowhere.pth", "there is no such file"),
+    ):
+        with pytest.raises(OSError, match=f"weights {name} cannot be had: {reason}.* https://github.com/LAION-AI"):
+            metrics.load("aesthetic_quality", network=clip_folder, head=tmp_path / name)
+    with pytest.raises(TypeError, match="head must be a file, its state dict or a module, got int"):
+        metrics.load("aesthetic_quality", network=clip_folder, head=3)
+    metric = metrics.load("aesthetic_quality", network=clip_folder, head=torch.nn.Linear(768, 1))
+    with pytest.raises(ValueError, match="for features of 768 and tiny-clip .transformers. gives 16: LAION's head"):
+        metric.score(noise(32, 32), None)
+
+
+def test_no_folder_of_the_machine_is_in_a_result(vit):
+    from transformers import ViTModel
+
+    model = ViTModel.from_pretrained(vit)
+    for place in ("/home/me/gone", "./gone", "~/gone"):
+        model.config._name_or_path = place
+        assert name_of(model) == "gone (transformers)"
+    assert name_of("facebook/dino-vitb16") == "facebook/dino-vitb16 (transformers)"
+    with pytest.raises(ClipError) as found:
+        read_clip("file:///home/me/folder/a.mp4")
+    assert found.value.reason == "a.mp4 cannot be opened: No such file or directory"
+
+
+def test_all_options_are_named():
+    with pytest.raises(TypeError, match="its own are head, network, dtype, batch_size, fps, device"):
+        metrics.load("aesthetic_quality", head=torch.nn.Linear(2, 1), netwrok=3)
+
+
+def test_the_backend_says_what_is_not_vbenchs(vit):
+    metric = metrics.load("subject_consistency", network=vit, dtype="bfloat16")
+    assert metric.backend == "tiny-dino (transformers), bfloat16"
+    assert metrics.load("imaging_quality", network=abs, resize="none").backend == "abs (given), resize none"
+    assert metrics.load("imaging_quality", network=abs, resize="longer").backend == "abs (given)"
+
+
+def test_frames_of_two_sizes_are_told_without_load_clip():
+    with pytest.raises(ClipError, match="changes its size, .* bring its frames to one size, or leave it out"):
+        read_clip([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)])

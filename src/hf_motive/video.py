@@ -130,7 +130,7 @@ def read_clip(video: Any) -> tuple[Tensor, float | None]:
         pixels = _upright(frame.pixels(), name)
         clip.append(pixels if pixels.dtype == torch.uint8 else eight_bits(_float(pixels, name)))
         rate = frame.rate
-    return _stack(clip, name), rate
+    return _stack(clip, name, "bring its frames to one size, or leave it out"), rate
 
 
 def eight_bits(frames: Tensor) -> Tensor:
@@ -139,16 +139,16 @@ def eight_bits(frames: Tensor) -> Tensor:
 
 
 def _all(frames: Iterator[_Frame], name: str) -> Tensor:
-    return _stack([_tensor(frame.pixels(), name) for frame in frames], name)
+    clip = [_tensor(frame.pixels(), name) for frame in frames]
+    return _stack(clip, name, "give load_clip a ClipStandard, which brings all frames to one size")
 
 
-def _stack(clip: list[Tensor], name: str) -> Tensor:
+def _stack(clip: list[Tensor], name: str, remedy: str) -> Tensor:
     sizes = sorted({tuple(frame.shape[1:]) for frame in clip})
     if len(sizes) > 1:
         raise ClipError(
             "unreadable",
-            f"{name} changes its size, (H, W) = {', '.join(map(str, sizes))}: "
-            "give load_clip a ClipStandard, which brings all frames to one size",
+            f"{name} changes its size, (H, W) = {', '.join(map(str, sizes))}: {remedy}",
         )
     return torch.stack(clip)
 
@@ -329,7 +329,7 @@ def _open(file: str | bytes, name: str) -> AbstractContextManager[Any]:
         try:
             opened = fsspec.open(file, "rb").open()
         except (OSError, ValueError, ImportError) as error:
-            raise ClipError("unreadable", f"{name} cannot be opened: {error}") from error
+            raise ClipError("unreadable", f"{name} cannot be opened: {_without_place(error)}") from error
         size = None
     else:
         path = Path(file)
@@ -346,6 +346,13 @@ def _open(file: str | bytes, name: str) -> AbstractContextManager[Any]:
         opened.close()
         raise ClipError("unreadable", f"{name} is empty (0 bytes): fetch it again, or leave the clip out")
     return opened
+
+
+def _without_place(error: Exception) -> str:
+    """What a file system says, without the folder that the file is in."""
+    if not isinstance(error, OSError) or "/" not in str(error):
+        return str(error)
+    return error.strerror or type(error).__name__
 
 
 def _decode(file: str | bytes, name: str) -> Iterator[_Frame]:

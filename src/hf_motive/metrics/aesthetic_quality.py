@@ -3,13 +3,13 @@
 import torch
 
 from hf_motive.metrics.embedding import EmbeddingMetric
-from hf_motive.metrics.networks import clip_image, linear_head
+from hf_motive.metrics.networks import LINEAR_HEAD, clip_image, linear_head
 from hf_motive.metrics.preprocessing import for_clip
 from hf_motive.metrics.vbench import CITATION, URL
 
 _HEAD = (
     "aesthetic_quality needs head=, the linear layer from CLIP ViT-L/14's features to a mark: the file "
-    "sa_0_4_vit_l_14_linear.pth of https://github.com/LAION-AI/aesthetic-predictor (MIT), its state dict, or a module"
+    f"{LINEAR_HEAD}, its state dict, or a module"
 )
 
 
@@ -54,5 +54,11 @@ Example:
     @torch.no_grad()
     def score(self, clip, fps):
         features = torch.nn.functional.normalize(self.embed(clip), dim=-1)
+        width = getattr(self.head, "in_features", features.shape[1])
+        if features.shape[1] != width:
+            raise ValueError(
+                f"the head is for features of {width} and {self.backend.split(' + ')[0]} gives {features.shape[1]}: "
+                "LAION's head is for openai/clip-vit-large-patch14"
+            )
         features = features.to(next(self.head.parameters(), features).device)
         return (self.head(features).squeeze(-1) / 10).mean().item()

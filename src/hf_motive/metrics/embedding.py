@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .module import VideoMetric
 from .networks import Encoder, imported, name_of
@@ -34,8 +35,8 @@ class EmbeddingMetric(VideoMetric):
         kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
         if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
             raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype!r}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
         super().__init__(**options)
         self.network = self.NETWORK if network is None else imported(network)
         self.dtype = kind
@@ -52,7 +53,9 @@ class EmbeddingMetric(VideoMetric):
 
     @property
     def backend(self) -> str:
-        return name_of(self.network)
+        weights = next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
+        dtype = self.dtype if weights is None else weights.dtype
+        return name_of(self.network) + (f", {str(dtype).removeprefix('torch.')}" if dtype != torch.float32 else "")
 
     def prepare(self) -> None:
         if self._encoder is None:

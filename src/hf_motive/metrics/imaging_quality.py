@@ -47,7 +47,7 @@ Example:
 
     @property
     def backend(self):
-        return name_of(self.network)
+        return name_of(self.network) + (f", resize {self.resize}" if self.resize != "longer" else "")
 
     @torch.no_grad()
     def score(self, clip, fps):

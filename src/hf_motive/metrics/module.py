@@ -6,6 +6,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -71,13 +72,9 @@ class VideoMetric(evaluate.Metric, ABC):
         known = inspect.signature(evaluate.EvaluationModule.__init__).parameters
         unknown = sorted(set(options) - set(known))
         if unknown:  # evaluate itself would drop a misspelt option without a word
-            own = [
-                name
-                for name, kind in inspect.signature(type(self).__init__).parameters.items()
-                if kind.kind is kind.KEYWORD_ONLY
-            ]
-            raise TypeError(f"{type(self).__name__} has no option {unknown[0]!r}; its own are {', '.join(own)}")
-        if fps is not None and not 0 < fps < math.inf:
+            own = ", ".join(_options(type(self)))
+            raise TypeError(f"{type(self).__name__} has no option {unknown[0]!r}; its own are {own}")
+        if fps is not None and not (isinstance(fps, Real) and not isinstance(fps, bool) and 0 < fps < math.inf):
             raise ValueError(f"fps must be a positive number of frames per second, got {fps!r}")
         super().__init__(**options)
         self.fps = fps

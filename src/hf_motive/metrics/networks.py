@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 Encoder = Callable[[Tensor], Tensor]
 
+LINEAR_HEAD = "sa_0_4_vit_l_14_linear.pth of https://github.com/LAION-AI/aesthetic-predictor (MIT)"
+
 
 def name_of(network: Any) -> str:
     """What a result calls a network: an id, the name of a folder or of what was given, and where it comes from."""
@@ -27,7 +29,8 @@ def name_of(network: Any) -> str:
         return f"{network.split(':')[1]} (given)"
     if isinstance(network, (str, os.PathLike)):
         text = os.fspath(network)
-        return f"{Path(text).name if Path(text).exists() else text} (transformers)"
+        is_folder = os.path.isabs(text) or text.startswith((".", "~")) or Path(text).exists()
+        return f"{Path(text).name if is_folder else text} (transformers)"
     source = getattr(getattr(network, "config", None), "_name_or_path", None)
     if source:
         return name_of(source)
@@ -101,12 +104,15 @@ def linear_head(head: Any, device: torch.device) -> nn.Module:
         head: The file of its state dict, the state dict, or the module.
 
     Raises:
-        OSError: There is no such file.
+        OSError: The file is not there, or holds no weights; the message says where to get it.
+        TypeError: It is none of these.
         ValueError: The state dict is not that of a linear layer with one output.
     """
     if isinstance(head, nn.Module):
         return head.eval()
-    state = head if isinstance(head, Mapping) else torch.load(head, map_location="cpu", weights_only=True)
+    if not isinstance(head, (str, os.PathLike, Mapping)):
+        raise TypeError(f"head must be a file, its state dict or a module, got {type(head).__name__}")
+    state = head if isinstance(head, Mapping) else state_dict(head, f"Pass head= the file {LINEAR_HEAD}")
     shapes = {key: tuple(getattr(value, "shape", ())) for key, value in dict(state).items()}
     if set(shapes) != {"weight", "bias"} or len(shapes["weight"]) != 2 or shapes["weight"][0] != 1:
         raise ValueError(
@@ -117,6 +123,28 @@ def linear_head(head: Any, device: torch.device) -> nn.Module:
     linear = nn.Linear(weight.shape[1], 1)
     linear.load_state_dict(dict(state))
     return linear.eval().to(device)
+
+
+def state_dict(file: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
+    """The weights that a file holds, on the CPU.
+
+    Args:
+        file: What torch.save wrote.
+        remedy: What the error says to do.
+
+    Raises:
+        OSError: It is not there, or holds none: a page that was saved in the place of a download, say.
+    """
+    name = Path(file).name
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise OSError(f"the weights {name} cannot be had: there is no such file. {remedy}") from error
+    except Exception as error:  # a text fails at whatever its first letters mean to a reader of pickles
+        raise OSError(f"the weights {name} cannot be had: the file is no state dict. {remedy}") from error
+    if not isinstance(state, Mapping):
+        raise OSError(f"the weights {name} cannot be had: the file holds a {type(state).__name__}. {remedy}")
+    return dict(state)
 
 
 def given(network: Any, what: str) -> Callable[..., Any]:
@@ -197,7 +225,7 @@ def _features(found: Any, count: int) -> Tensor:
 def _given(network: Any, device: torch.device, dtype: torch.dtype, expected: str) -> Encoder:
     if type(network).__module__.startswith("transformers."):
         raise TypeError(
-            f"network is a {type(network).__name__}, which gives no features here: pass a {expected}, an id, a folder, "
+            f"network is a {type(network).__name__}, which gives no features: pass a {expected}, an id, a folder, "
             "or a callable from frames (B, 3, H, W) to features (B, D)"
         )
     if isinstance(network, nn.Module) and next(network.parameters(), None) is not None:

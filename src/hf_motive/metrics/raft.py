@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .dynamics import PairFlow
-from .networks import given, name_of
+from .networks import given, name_of, state_dict
 
 WEIGHTS = "raft_large_C_T_V1"
 _ITERATIONS = 20
@@ -78,18 +77,17 @@ def _loaded(file: str | None, device: torch.device) -> nn.Module:
             'pip install "hf-motive[raft]", pass network= a callable of your own, or take flow_dynamic_degree'
         ) from error
     network = raft_large()
-    where = WEIGHTS if file is None else file
+    where = WEIGHTS if file is None else os.path.basename(file)
+    remedy = (
+        f"Pass network= the file of torchvision's {WEIGHTS} ({Raft_Large_Weights.C_T_V1.url}), or take "
+        "flow_dynamic_degree"
+    )
+    if file is not None:
+        state = state_dict(file, remedy)
     try:
         if file is None:
             state = Raft_Large_Weights.C_T_V1.get_state_dict(progress=False, check_hash=True)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
         network.load_state_dict(state)
-    except (OSError, RuntimeError, UnpicklingError) as error:
-        # torch's advice on a file that it cannot read is to trust it
-        found = "it is no state dict." if isinstance(error, UnpicklingError) else str(error).splitlines()[0]
-        raise OSError(
-            f"the weights {where} cannot be had: {found} Pass network= the file of torchvision's "
-            f"{WEIGHTS} ({Raft_Large_Weights.C_T_V1.url}), or take flow_dynamic_degree"
-        ) from error
+    except (OSError, RuntimeError) as error:
+        raise OSError(f"the weights {where} cannot be had: {str(error).splitlines()[0]} {remedy}") from error
     return network.to(device)
