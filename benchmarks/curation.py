@@ -35,6 +35,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from miniature import choosing, world  # noqa: E402
 from miniature.choosing import ASKING, GENERALIST, METHODS  # noqa: E402
 
+from hf_motive.lab.spec import MOTIONS  # noqa: E402
+
 EPOCHS = "full, equal epochs"
 
 
@@ -50,7 +52,8 @@ class Size:
     epochs: int = 10  # over a chosen tenth
     batch: int = 4
     lr: float = 3e-4
-    prompts: int = 8  # of each motion
+    asked: tuple[str, ...] = tuple(MOTIONS)
+    prompts: int = 8  # of each motion that is asked for
     sampling_steps: int = 10
     reference: int = 200  # simulated clips to compare with
     fitted_to: int = 660  # simulated clips that the judge of motions knows
@@ -59,8 +62,8 @@ class Size:
 
 
 SMOKE = Size(
-    corpus=20, queries=1, base_clips=5, base_steps=2, epochs=1, prompts=1, sampling_steps=2,
-    reference=40, fitted_to=66, seeds=(0,), specialists=("float",),
+    corpus=20, queries=1, base_clips=5, base_steps=2, epochs=1, asked=("roll", "float"), prompts=1, sampling_steps=2,
+    reference=12, fitted_to=66, seeds=(0,), specialists=("float",),
 )  # fmt: skip
 
 
@@ -92,7 +95,7 @@ def runs(size: Size) -> Iterator[Run]:
 def prompts(run: Run, size: Size) -> tuple[int, list[Any]]:
     """What a model is asked for: a specialist its own motion, every other model all of them; and the place of the
     first among all, which the noise goes by, so that a prompt has the same noise whoever is asked."""
-    every = world.prompt_specs(size.prompts, run.seed)
+    every = [spec for spec in world.prompt_specs(size.prompts, run.seed) if spec.motion in size.asked]
     mine = [i for i, spec in enumerate(every) if run.target in (GENERALIST, spec.motion)]
     return mine[0], [every[i] for i in mine]
 
@@ -181,6 +184,8 @@ def main() -> None:
     torch.set_num_threads(1)
     size = SMOKE if told.smoke else Size()
     output = told.output or ROOT / "runs" / ("curation-smoke" if told.smoke else "curation")
+    if told.table and not output.exists():
+        parser.error(f"{output} is not there: run without --table first, or name the --output of the runs")
     check_world(output, size)
     k, n = map(int, told.share.split("/"))
     if not told.table:

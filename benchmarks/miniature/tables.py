@@ -208,7 +208,8 @@ def _preferences(results: Results, targets: Sequence[str], methods: Sequence[str
             ]
             scores = [[row["probability"] for row in rows] for rows in pair]
             names = [f"{seed} {row['prompt']}" for row in pair[0]]
-            judgements += judge_by_metric(*scores, names, tie=TIE)
+            # Models of one seed share their training, as judgements of one rater share the rater.
+            judgements += [row | {"rater": str(seed)} for row in judge_by_metric(*scores, names, tie=TIE)]
             ours.append([moves_as_asked(row) for row in pair[0]])
             theirs.append([moves_as_asked(row) for row in pair[1]])
         if not judgements:
