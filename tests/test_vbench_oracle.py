@@ -111,6 +111,13 @@ def test_what_is_easily_got_wrong_is_among_the_clips(original):
     assert not {"one", "three_still", "six_one_pair", "ten_one_pair", "fourteen_three_pairs", "large"} & dynamic
 
 
+@pytest.mark.parametrize("name", ["subject_consistency", "background_consistency"])
+def test_a_cosine_below_zero_is_among_the_clips(options, name):
+    metric = metrics.load(name, **options[name])
+    features = metric.embed(torch.from_numpy(draw(CLIPS[f"below_zero_{name.split('_')[0]}"])).permute(0, 3, 1, 2))
+    assert torch.nn.functional.cosine_similarity(features[:-1], features[1:]).min() < -1e-3
+
+
 @live
 def test_the_two_rafts_are_one():
     """torchvision's network computes what the original does, padding and rate of pixels included."""

@@ -58,6 +58,9 @@ CLIPS = {
     "large": Clip(3, 600, 640, 8, step=31, seed=15),  # its threshold is 14 pixels
     "tall": Clip(3, 530, 250, 8, step=19, seed=13),  # 5.9, and 12.4 if the longer side decided
     "negatives": Clip(5, 100, 150, 16, seed=14, flips=True),
+    # Cosines below zero, which count as zero: of DINO's features, and of CLIP's.
+    "below_zero_subject": Clip(3, 64, 81, 8, step=31, seed=34, flips=True),
+    "below_zero_background": Clip(3, 64, 81, 8, step=31, seed=28, flips=True),
 }
 
 

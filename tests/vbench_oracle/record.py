@@ -2,7 +2,7 @@
 
 To repeat recorded.json (VBench's licence is Apache-2.0, torchvision's BSD-3-Clause, CLIP's MIT, DINO's Apache-2.0):
 
-    pip download --no-deps -d originals vbench==0.1.5 torchvision openai-clip==1.0.1
+    pip download --no-deps -d originals vbench==0.1.5 torchvision==0.29.2 openai-clip==1.0.1
     curl -Lo originals/vision_transformer.py https://raw.githubusercontent.com/facebookresearch/dino/\
 7c446df5b9f45747937fb0d72314eb9f7b66930a/vision_transformer.py
     python -m tests.vbench_oracle.record originals tests/vbench_oracle/recorded.json
