@@ -7,6 +7,7 @@ runs the real ones. Formulas and preprocessing are computed a second time, plain
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from hf_motive import metrics
 from hf_motive.errors import ClipError
 from hf_motive.metrics.consistency import consistency, mean_over_frames
 from hf_motive.metrics.module import VideoMetric
-from hf_motive.metrics.networks import clip_image, dino, name_of
+from hf_motive.metrics.networks import clip_image, device_of, dino, name_of
 from hf_motive.metrics.preprocessing import for_clip, for_dino, for_musiq
 from hf_motive.video import load_clip, read_clip, save_clip
 
@@ -138,6 +139,7 @@ def test_a_stacked_array_and_a_column_are_rows(tmp_path, files):
         encoded["video"][:],
         encoded.cast_column("video", datasets.Video())["video"],  # would be decoded, with torchcodec, if it were read
         encoded.to_iterable_dataset()["video"],
+        encoded.with_format("arrow")["video"],
     ):
         assert metric.compute(predictions=column)["frame_count_per_video"] == expected
 
@@ -187,6 +189,12 @@ def test_a_score_that_is_no_number_costs_its_row(tmp_path):
         (lambda m: m.compute(references=["a.mp4"]), ValueError, "was given no video: pass predictions"),
         (lambda m: m.compute(predictions="a.mp4"), ValueError, "is one video .str.: pass a list"),
         (lambda m: m.compute(predictions=moving_square(0)), ValueError, "expected videos .N, F, 3, H, W."),
+        (lambda m: m.compute(predictions=3), TypeError, "predictions is a int: pass a list of videos"),
+        (
+            lambda m: m.compute(predictions=datasets.Dataset.from_dict({"video": ["a.mp4"]})),
+            TypeError,
+            r'predictions is a whole Dataset: pass its column of videos, dataset\["video"\]',
+        ),
         (lambda m: m.compute(predictions=[3]), TypeError, "cannot read a clip from int"),
         (lambda m: m.add_batch(references=["a.mp4"]), ValueError, "takes predictions, and no references"),
         (lambda m: type(m)(netwrok=1), TypeError, "has no option 'netwrok'; its own are fps, device"),
@@ -661,3 +669,24 @@ def test_the_backend_says_what_is_not_vbenchs(vit):
 def test_frames_of_two_sizes_are_told_without_load_clip():
     with pytest.raises(ClipError, match="changes its size, .* bring its frames to one size, or leave it out"):
         read_clip([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)])
+
+
+def test_files_that_are_no_videos_cost_their_rows(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    videos = [moving_square(0), (tmp_path / "a.npy").read_bytes(), os.fsdecode(b"caf\xe9.mp4")]
+    result = counting(tmp_path).compute(predictions=videos)
+    assert result["frame_count_per_video"] == [12, None, None]
+    assert "is not a video that FFmpeg can read" in result["frame_count_failed"][1]
+    assert result["frame_count_failed"][2] == "the name caf\\udce9.mp4 is not UTF-8: rename the file"
+
+
+def test_frames_go_to_where_a_module_is():
+    class Marking(torch.nn.Linear):
+        def forward(self, frame):
+            self.seen = frame.device
+            return 50
+
+    network = Marking(1, 1, device="meta")
+    assert metrics.load("imaging_quality", network=network).score(noise(8, 8), None) == 0.5
+    assert network.seen == torch.device("meta")
+    assert device_of(brightness, CPU) == device_of(torch.nn.ReLU(), CPU) == CPU

@@ -2,6 +2,7 @@
 
 from hf_motive.metrics.dynamics import is_dynamic
 from hf_motive.metrics.module import VideoMetric
+from hf_motive.metrics.networks import device_of, imported
 from hf_motive.metrics.raft import backend, raft
 from hf_motive.metrics.vbench import CITATION, URL
 
@@ -41,4 +42,4 @@ Example:
         return self._flow
 
     def score(self, clip, fps):
-        return float(is_dynamic(clip, fps, self.prepare(), self.device))
+        return float(is_dynamic(clip, fps, self.prepare(), device_of(imported(self.network), self.device)))

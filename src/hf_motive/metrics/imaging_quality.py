@@ -3,7 +3,7 @@
 import torch
 
 from hf_motive.metrics.module import VideoMetric
-from hf_motive.metrics.networks import given, name_of
+from hf_motive.metrics.networks import device_of, given, name_of
 from hf_motive.metrics.preprocessing import RESIZING, for_musiq
 from hf_motive.metrics.vbench import CITATION, URL
 
@@ -51,5 +51,6 @@ Example:
 
     @torch.no_grad()
     def score(self, clip, fps):
-        marks = [float(self.network(for_musiq(frame, self.resize).to(self.device))) for frame in clip.split(1)]
+        device = device_of(self.network, self.device)
+        marks = [float(self.network(for_musiq(frame, self.resize).to(device))) for frame in clip.split(1)]
         return sum(marks) / len(marks) / 100

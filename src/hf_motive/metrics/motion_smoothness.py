@@ -1,7 +1,7 @@
 """Motion smoothness, as VBench measures it: does a video move as an interpolation of it would?"""
 
 from hf_motive.metrics.module import VideoMetric
-from hf_motive.metrics.networks import given, name_of
+from hf_motive.metrics.networks import device_of, given, name_of
 from hf_motive.metrics.smoothness import smoothness
 from hf_motive.metrics.vbench import CITATION, URL
 
@@ -45,4 +45,4 @@ Example:
         return name_of(self.network)
 
     def score(self, clip, fps):
-        return smoothness(clip, self.network, self.device)
+        return smoothness(clip, self.network, device_of(self.network, self.device))

@@ -163,6 +163,12 @@ def given(network: Any, what: str) -> Callable[..., Any]:
     return network
 
 
+def device_of(network: Any, device: torch.device) -> torch.device:
+    """Where a network takes its frames: a module where its weights are, everything else on `device`."""
+    weights = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    return device if weights is None else weights.device
+
+
 def imported(network: Any) -> Any:
     """What "package.module:name" names; everything else as it is."""
     if not _is_import(network):

@@ -1,6 +1,7 @@
 """What a metric is given, as rows of a column {"path", "bytes"}; and such a row, as a clip.
 
-A row holds a path, the bytes of a file, or frames that came as an array: two npy blocks, the frames and their rate.
+A row holds a path, the bytes of a file, or frames that came as an array: a mark and two npy blocks, the frames and
+their rate.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..video import read_clip
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_NPY = b"\x93NUMPY"
+_FRAMES = b"\x93FRAMES"  # a mark of its own: the bytes of a file of numpy's may be among the videos
 _REFUSED = b"\x93REFUSED"  # what could not be packed keeps its place, and its reason
 _PADDING = b"\x93PADDING"
 
@@ -35,8 +36,13 @@ def rows_of(videos: Any, name: str = "predictions") -> Iterable[Any]:
         name: How messages call it.
 
     Raises:
+        TypeError: It is a whole dataset, or nothing that holds videos.
         ValueError: It is one video, and not several of them.
     """
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+    if isinstance(videos, (Dataset, IterableDataset, DatasetDict, IterableDatasetDict)):
+        raise TypeError(f'{name} is a whole {type(videos).__name__}: pass its column of videos, dataset["video"]')
     if isinstance(videos, (str, bytes, os.PathLike, Mapping)):
         raise ValueError(f"{name} is one video ({type(videos).__name__}): pass a list of videos, [video]")
     if isinstance(videos, (np.ndarray, Tensor)):
@@ -46,6 +52,8 @@ def rows_of(videos: Any, name: str = "predictions") -> Iterable[Any]:
                 "pass a list of videos, [video], where they differ in size or where there is one"
             )
         return videos
+    if not isinstance(videos, Iterable):
+        raise TypeError(f"{name} is a {type(videos).__name__}: pass a list of videos")
     return _undecoded(videos)
 
 
@@ -54,6 +62,8 @@ def _undecoded(videos: Any) -> Any:
     from datasets import Dataset, IterableDataset, Video
 
     source, column = getattr(videos, "source", None), getattr(videos, "column_name", None)
+    if hasattr(videos, "to_pylist"):  # a column in Arrow's format
+        return videos.to_pylist()
     if isinstance(source, (Dataset, IterableDataset)) and isinstance((source.features or {}).get(column), Video):
         return source.cast_column(column, Video(decode=False))[column]
     return videos
@@ -75,19 +85,34 @@ def pack(video: Any) -> dict[str, Any]:
     if video is None:
         return {"path": "", "bytes": None}
     if isinstance(video, Mapping) and ("bytes" in video or "path" in video):
-        return {"path": os.fspath(video.get("path") or ""), "bytes": video.get("bytes")}
+        return _row(video.get("path") or "", video.get("bytes"))
     if isinstance(video, (str, os.PathLike)):
-        return {"path": os.fspath(video), "bytes": None}
+        return _row(video, None)
     if isinstance(video, (bytes, bytearray, memoryview)):
         return {"path": "", "bytes": bytes(video)}
     try:
         frames, rate = read_clip(video)
     except ClipError as error:
-        return {"path": "", "bytes": _REFUSED + f"{error.status}\n{error.reason}".encode()}
+        return _refused(error.status, error.reason)
     block = io.BytesIO()
+    block.write(_FRAMES)
     np.save(block, frames.numpy())
     np.save(block, np.float64(rate or 0.0))
     return {"path": "", "bytes": block.getvalue()}
+
+
+def _row(path: str | os.PathLike[str], data: bytes | None) -> dict[str, Any]:
+    text = os.fsdecode(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a table holds text, and this name is none
+        name = text.encode(errors="backslashreplace").decode()
+        return _refused("unreadable", f"the name {os.path.basename(name)} is not UTF-8: rename the file")
+    return {"path": text, "bytes": data}
+
+
+def _refused(status: str, reason: str) -> dict[str, Any]:
+    return {"path": "", "bytes": _REFUSED + f"{status}\n{reason}".encode()}
 
 
 def unpack(row: Mapping[str, Any]) -> tuple[Tensor, float | None]:
@@ -104,8 +129,9 @@ def unpack(row: Mapping[str, Any]) -> tuple[Tensor, float | None]:
     if data is not None and data.startswith(_REFUSED):
         status, reason = data[len(_REFUSED) :].decode().split("\n", 1)
         raise ClipError(status, reason)
-    if data is not None and data.startswith(_NPY):
+    if data is not None and data.startswith(_FRAMES):
         block = io.BytesIO(data)
+        block.seek(len(_FRAMES))
         frames, rate = np.load(block), float(np.load(block))
         return torch.from_numpy(frames), rate or None
     return read_clip({"path": path, "bytes": data})
