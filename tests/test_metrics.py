@@ -690,3 +690,25 @@ def test_frames_go_to_where_a_module_is():
     assert metrics.load("imaging_quality", network=network).score(noise(8, 8), None) == 0.5
     assert network.seen == torch.device("meta")
     assert device_of(brightness, CPU) == device_of(torch.nn.ReLU(), CPU) == CPU
+
+
+def test_a_folder_that_is_damaged(tmp_path, vit, capfd):
+    metrics.load("subject_consistency", network=vit)
+    assert "Loading weights" not in capfd.readouterr().err  # bars are off
+    config, weights = Path(vit, "config.json").read_text(), Path(vit, "model.safetensors").read_bytes()
+    for name, (text, data), message in (
+        (
+            "other",
+            (config.replace('"hidden_size": 32', '"hidden_size": 64'), weights),
+            "of other sizes than its config",
+        ),
+        ("none", (None, weights), "of other sizes than its config.json says, or it has none"),
+        ("cut", (config, weights[:1000]), "cannot be had: .* Pass network= another id"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(data)
+        if text is not None:
+            (folder / "config.json").write_text(text)
+        with pytest.raises(OSError, match=message):
+            metrics.load("subject_consistency", network=str(folder))

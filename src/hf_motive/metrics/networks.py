@@ -183,19 +183,34 @@ def _is_import(network: Any) -> bool:
 
 
 def _loaded(model: Any, network: str | os.PathLike[str], device: torch.device, dtype: torch.dtype, **options: Any):
+    from datasets import are_progress_bars_disabled
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    if are_progress_bars_disabled():  # one switch for all bars of a metric
+        logging.disable_progress_bar()
     logging.set_verbosity_error()  # a table of the weights that are not used: CLIP's text encoder, say
     try:
-        loaded, report = model.from_pretrained(network, dtype=dtype, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:  # the last: sizes that are not the configuration's
+        # Sizes that do not fit are in the report, which says more than the error would.
+        loaded, report = model.from_pretrained(
+            network, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise OSError(
             f"the weights of {network} cannot be had: {str(error).splitlines()[0]} Pass network= another id, "
             "a folder that holds them, or the loaded model; or leave the metric out"
         ) from error
     finally:
         logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+    strange = sorted(key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"])
+    if strange:  # as where config.json is not there
+        raise OSError(
+            f"the weights of {network} cannot be had: {len(strange)} are of other sizes than its config.json says, or "
+            f"it has none, {strange[0]} for one; pass network= an id or a whole folder of a {model.__name__}"
+        )
     absent = sorted(report["missing_keys"])
     if absent:  # transformers draws them at random
         raise OSError(
