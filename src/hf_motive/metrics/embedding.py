@@ -35,7 +35,8 @@ class EmbeddingMetric(VideoMetric):
         kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
         if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
             raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype!r}")
-        if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
+        size: Any = batch_size  # a text, from the command line or a file
+        if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
             raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
         super().__init__(**options)
         self.network = self.NETWORK if network is None else imported(network)

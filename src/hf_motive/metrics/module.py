@@ -74,7 +74,9 @@ class VideoMetric(evaluate.Metric, ABC):
         if unknown:  # evaluate itself would drop a misspelt option without a word
             own = ", ".join(_options(type(self)))
             raise TypeError(f"{type(self).__name__} has no option {unknown[0]!r}; its own are {own}")
-        if fps is not None and not (isinstance(fps, Real) and not isinstance(fps, bool) and 0 < fps < math.inf):
+        rate: Any = fps  # a text, from the command line or a file
+        is_number = isinstance(rate, Real) and not isinstance(rate, bool)
+        if fps is not None and not (is_number and 0 < float(rate) < math.inf):
             raise ValueError(f"fps must be a positive number of frames per second, got {fps!r}")
         super().__init__(**options)
         self.fps = fps
