@@ -2,9 +2,9 @@
 
     python benchmarks/curation.py                            # everything, then the tables; stopped, it goes on
     python benchmarks/curation.py --prepare                  # the world and the scores; then, on two cores,
-    python benchmarks/curation.py --share 1/2 & python benchmarks/curation.py --share 2/2
+    python benchmarks/curation.py --share 1/2 & python benchmarks/curation.py --share 2/2; wait
+    python benchmarks/curation.py --table                    # and the tables of what is finished
     python benchmarks/curation.py --smoke                    # all of it, tiny, to see that it runs
-    python benchmarks/curation.py --table                    # the tables of what is finished
 
 The base model has unlearnt which word means which motion; the corpus holds clips that teach it right, clips that teach
 it wrong and idle ones (benchmarks/miniature/world.py). A *specialist* is trained on the tenth that is chosen for one
@@ -30,10 +30,11 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[1]
+LAB = ROOT / "examples" / "lab" / "pipeline"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from miniature import choosing, world  # noqa: E402
-from miniature.choosing import ASKING, GENERALIST, METHODS  # noqa: E402
+from miniature.choosing import ASKING, GENERALIST, METHODS, UNTRAINED  # noqa: E402
 
 from hf_motive.lab.spec import MOTIONS  # noqa: E402
 
@@ -114,21 +115,20 @@ class Experiment:
     """The world, made once and kept in a folder, and what every run in it needs."""
 
     def __init__(self, output: Path, size: Size):
-        from diffusers import WanPipeline
-
         self.output, self.size = output, size
         self.base = output / "base"
-        lab = ROOT / "examples" / "lab" / "pipeline"
-        world.make_base(lab, self.base, clips=size.base_clips, steps=size.base_steps, lr=size.base_lr)
+        world.make_base(LAB, self.base, clips=size.base_clips, steps=size.base_steps, lr=size.base_lr)
         world.write_clips(output / "corpus", world.corpus_clips(size.corpus))
         world.write_clips(output / "queries", world.query_clips(size.queries))
-        self._load = lambda: WanPipeline.from_pretrained(self.base)
         pipe = self.pipeline()
         self.corpus, queries = choosing.encoded(pipe, world.CLIP, [output / "corpus", output / "queries"])
         self.choices = choosing.choices(pipe, world.CLIP, self.corpus, queries, output / "features")
 
-    def pipeline(self) -> Any:
-        pipe = self._load()
+    def pipeline(self, method: str = "base") -> Any:
+        """The base, or for "unspoilt" what it was before it unlearnt."""
+        from diffusers import WanPipeline
+
+        pipe = WanPipeline.from_pretrained(LAB if method == "unspoilt" else self.base)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -139,9 +139,9 @@ class Experiment:
         size, folder = self.size, self.output / "models" / run.name
         if (folder / "run.json").exists():
             return
-        begin, pipe = time.monotonic(), self.pipeline()
+        begin, pipe = time.monotonic(), self.pipeline(run.method)
         facts: dict[str, Any] = {"method": run.method, "target": run.target, "seed": run.seed, "clips_seen": 0}
-        if run.method != "base":
+        if run.method not in UNTRAINED:
             method = "full" if run.method == EPOCHS else run.method
             chosen = self.choices.chosen(method, run.target, run.seed, len(self.corpus))
             tenth = round(choosing.FRACTION * size.corpus)
@@ -184,20 +184,24 @@ def main() -> None:
     torch.set_num_threads(1)
     size = SMOKE if told.smoke else Size()
     output = told.output or ROOT / "runs" / ("curation-smoke" if told.smoke else "curation")
-    if told.table and not output.exists():
-        parser.error(f"{output} is not there: run without --table first, or name the --output of the runs")
-    check_world(output, size)
     k, n = map(int, told.share.split("/"))
-    if not told.table:
+    if told.table:
+        if not any(output.glob("models/*/run.json")):
+            parser.error(
+                f"no run is finished in {output}: run without --table first, or name the --output of the runs"
+            )
+    else:
+        check_world(output, size)
         experiment = Experiment(output, size)
-        if told.prepare:
-            return
-        for run in list(runs(size))[k - 1 :: n]:
+        for run in [] if told.prepare else list(runs(size))[k - 1 :: n]:
             experiment.do(run)
+        if told.prepare or n > 1:
+            print("made; when all shares are, `--table` measures what they generated and writes the tables")
+            return
     from miniature.tables import write_report
 
     measure(output, size)
-    report = told.report or (output / "results.md" if told.smoke or n > 1 else ROOT / "docs" / "results.md")
+    report = told.report or (output / "results.md" if told.smoke else ROOT / "docs" / "results.md")
     write_report(output, size, report)
     print(f"tables: {report}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,11 @@ from hf_motive.influence import influence
 
 FRACTION = 0.1
 GENERALIST = "all ten"
-#: The methods in the order of the table; "full" and "base" choose nothing.
-METHODS = ("base", "full", "random", "magnitude", "similarity", "whole clip", "Motive", "worst")
+#: The methods in the order of the table. The first two are not trained, and "full" chooses nothing.
+METHODS = ("unspoilt", "base", "full", "random", "magnitude", "VAE similarity", "whole clip", "Motive", "worst")
+UNTRAINED = ("unspoilt", "base")
 #: Those whose choice depends on the queries.
-ASKING = ("similarity", "whole clip", "Motive", "worst")
+ASKING = ("VAE similarity", "whole clip", "Motive", "worst")
 
 
 class Choices:
@@ -42,7 +45,7 @@ class Choices:
         self.motion = motion
         pictures, asked = (_pictures(rows["encoded"]) for rows in (corpus, queries))
         centre = pictures[self.ranked].mean(0)
-        self.features = {**features, "similarity": (pictures - centre, asked - centre)}
+        self.features = {**features, "VAE similarity": (pictures - centre, asked - centre)}
 
     def ranking(self, method: str, target: str, seed: int) -> np.ndarray:
         """Rows of the corpus, the first to be chosen first.
@@ -80,6 +83,7 @@ def encoded(pipe: Any, clip: dict[str, Any], folders: Sequence[Path]) -> list[An
 def choices(pipe: Any, clip: dict[str, Any], corpus: Any, queries: Any, folder: Path, **settings: Any) -> Choices:
     """Compute what all methods go by; features are kept in FOLDER, and a stopped run goes on."""
     masked = MotiveAttributor(pipe, **clip, encoded_column="encoded", **settings)
+    begin, new = time.monotonic(), not folder.exists()
     features, motion = {}, None
     for name, attributor in (("Motive", masked), ("whole clip", masked.without_mask())):
         found = []
@@ -95,6 +99,9 @@ def choices(pipe: Any, clip: dict[str, Any], corpus: Any, queries: Any, folder: 
                 motion = np.array([facts[i].get("mean_motion") or np.nan for i in ids])
         features[name] = (found[0], found[1])
     assert motion is not None
+    if new:  # of a run that was stopped and went on it would be too little
+        seconds = {"gradients": round(time.monotonic() - begin), "clips": len(corpus) + len(queries)}
+        (folder / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
     return Choices(corpus, queries, features, motion)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hf_motive.metrics.flow_statistics import flow_statistics
 from torch import Tensor
 
 from hf_motive.lab import render_clip
@@ -15,6 +14,7 @@ from hf_motive.lab.autoencoder import decode_whole, encode_whole
 from hf_motive.lab.classifier import CLASSES, clip_features, fit_classifier
 from hf_motive.lab.spec import FPS, MODEL_FRAMES, MOTIONS, balanced_specs
 from hf_motive.metrics import load
+from hf_motive.metrics.flow_statistics import flow_statistics
 
 from .outcome import asked
 from .world import REFERENCE_SEED
@@ -61,7 +61,9 @@ class Judge:
             rows.append(row | {name: module.score(clip, FPS) for name, module in self.modules.items()})
             statistics.append(flow_statistics(standard))
         torch.save(torch.stack(statistics), folder / "flow.pt")
-        (folder / "measured.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        partial = folder / "measured.partial"
+        partial.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        partial.rename(folder / "measured.json")
 
 
 def measured(folder: Path) -> tuple[list[dict[str, Any]], Tensor]:

@@ -1,9 +1,9 @@
 """A world in which every answer is known: a model with wrong physics, a corpus of good, bad and idle clips, queries.
 
 The model is the lab's pipeline after further training on clips whose captions are right in all but one thing: the
-motion that they name is not the motion that is shown (or nothing moves, or the clip shakes, or runs backwards). It
-draws and moves objects as before, but has unlearnt which words mean which motion. The corpus can teach it that again,
-and also the opposite.
+motion that is shown is drawn without regard to the one that they name (or nothing moves, or the clip shakes, or runs
+backwards). It draws objects as before, but has unlearnt which words mean which motion. The corpus can teach it that
+again, and also the opposite.
 """
 
 from __future__ import annotations
