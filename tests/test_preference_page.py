@@ -42,7 +42,7 @@ def tab(browser):
         page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
         here = ("file:", "blob:", "data:", "http://localhost")
         page.on("request", lambda request: request.url.startswith(here) or wrong.append(request.url))
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         yield page
         assert not wrong
 
@@ -75,15 +75,17 @@ def begin(tab, path: Path, name: str = "Ada") -> None:
 def asked(tab) -> tuple[int, str]:
     """Which pair is shown and which side is on the left, told by the pixels of both videos."""
     tab.wait_for_selector(ASKED)
-    colours = tab.evaluate(
-        """() => ["left", "right"].map(side => {
+    colours = tab.wait_for_function(
+        """() => { const colours = ["left", "right"].map(side => {
             const video = document.querySelector(`#${side} video`), canvas = document.createElement("canvas");
             canvas.width = video.videoWidth; canvas.height = video.videoHeight;
             const context = canvas.getContext("2d");
             context.drawImage(video, 0, 0);
             return [...context.getImageData(canvas.width / 2, canvas.height - 4, 1, 1).data].slice(0, 3);
-        })"""
-    )
+        });
+        // A frame may be loaded and not yet drawn.
+        return colours.every(([red, , blue]) => red + blue > 128) && colours; }"""
+    ).json_value()
     sides = ["a" if red > blue else "b" for red, _, blue in colours]
     assert sorted(sides) == ["a", "b"]
     numbers = {round(green / 255 * 20) for _, green, _ in colours}
@@ -142,7 +144,7 @@ def test_closed_and_opened_again_it_goes_on(tab, tmp_path):
     first = judge(tab, "left")
     assert len(downloaded(tab, tmp_path, "#judging .download").read_text().splitlines()) == 1
     tab.reload()
-    assert tab.input_value("#name") == "Ada"
+    tab.wait_for_function("() => document.querySelector('#name').value === 'Ada'")
     assert "1 of 3" in tab.inner_text("#found")
     tab.click("#go")
     assert tab.inner_text("#count") == "Pair 2 of 3"
@@ -172,10 +174,24 @@ def test_the_seed_and_the_name_decide_the_order(tab, five, tmp_path):
     assert orders[0] != orders[2] != orders[3] != orders[0]
 
 
+# A key in the very moment in which a pair can be judged, before anybody has seen anything.
+EARLY = """
+window.tooEarly = 0;
+document.addEventListener("DOMContentLoaded", () => {
+  new MutationObserver(() => {
+    if (window.tooEarly || document.querySelector("#left").getAttribute("aria-disabled") !== "false") return;
+    window.tooEarly = 1;
+    document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowLeft", bubbles: true }));
+  }).observe(document.querySelector("#left"), { attributes: true });
+});
+"""
+
+
 def test_by_keyboard(tab, five, tmp_path):
+    tab.add_init_script(EARLY)
     begin(tab, five)
     first = asked(tab)
-    tab.keyboard.press("ArrowLeft")  # too early: nobody has seen anything
+    assert tab.evaluate("window.tooEarly") == 1
     tab.wait_for_timeout(300)
     assert tab.inner_text("#count") == "Pair 1 of 5"
     judge(tab, "left", key=True)
@@ -196,6 +212,7 @@ def test_by_keyboard(tab, five, tmp_path):
     assert tab.inner_text("#count") == "Pair 3 of 5", "what is judged already is not asked again"
     rows = read_choices(downloaded(tab, tmp_path, "#judging .download"))
     assert [row["choice"] for row in rows if row["pair"] == str(first[0])] == ["tie"]
+    asked(tab)
     tab.keyboard.press("p")
     assert tab.evaluate("videos.every(video => video.paused)")
     tab.keyboard.press("s")
