@@ -259,8 +259,9 @@ def test_a_report_is_read_by_people(resumed):
 def test_a_page_for_people(job, resumed):
     output = resumed[0]
     report = evaluate(told(job, output, page=True))
-    assert report.pages == {"same": "page-same-base.html", "strong": "page-strong-base.html"}
-    page = (output / "page-strong-base.html").read_text()
+    assert report.pages == {"same": "page-1.html", "strong": "page-2.html"}
+    assert "| strong | base | [page-2.html](page-2.html) |" in (output / "results.md").read_text()
+    page = (output / "page-2.html").read_text()
     assert "a ball falls" in page and "strong" not in page  # names are never shown
 
 

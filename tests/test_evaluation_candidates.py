@@ -119,8 +119,13 @@ def test_prompts_of_every_kind(tmp_path):
     assert seeds == [table[0].noise_seed(0, repeat) for repeat in range(3)]  # whatever stands beside it
     assert len({*seeds, *(lines[1].noise_seed(1, r) for r in range(3)), lines[0].noise_seed(0, 0)}) == 7
 
+    (tmp_path / "marked.txt").write_text("a ball falls\n", encoding="utf-8-sig")  # as Windows' editor writes it
+    assert load_prompts(tmp_path / "marked.txt") == lines[:1]
+
     (tmp_path / "twice.txt").write_text("a\na\n")
+    (tmp_path / "empty.jsonl").write_text("\n")
     for name, message in {
+        "empty.jsonl": "empty.jsonl holds no prompt",
         "twice.txt": "holds 'a' twice: several clips of a prompt come from --seeds",
         "p.csv": "p.csv does not exist",
         "none.txt": "none.txt does not exist: give a .txt with a prompt a line",

@@ -357,6 +357,8 @@ def test_files_that_are_none_are_named(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=f"bad.jsonl.*{message}" if text else message):
         read_choices(path)
+    with pytest.raises(FileNotFoundError, match="gone.jsonl does not exist: name the files that raters downloaded"):
+        read_choices(tmp_path / "gone.jsonl")
 
 
 def test_from_folders_to_a_report(tmp_path, capsys):

@@ -507,9 +507,13 @@ def test_lists_of_numbers_are_what_datasets_makes_of_arrays():
 
 
 def test_a_clip_cut_without_encoding_it_anew_is_whole(tmp_path) -> None:
-    """Such a file holds frames that its edit list leaves out: they are not missing."""
+    """Such a file holds frames that its edit list leaves out: they are not missing. Those of its end still may be."""
     save_clip(tmp_path / "whole.mp4", torch.rand(30, 3, 64, 64) * 2 - 1, 16)
-    with av.open(str(tmp_path / "whole.mp4")) as whole, av.open(str(tmp_path / "cut.mp4"), "w") as cut:
+    index_first = {"movflags": "faststart"}
+    with (
+        av.open(str(tmp_path / "whole.mp4")) as whole,
+        av.open(str(tmp_path / "cut.mp4"), "w", options=index_first) as cut,
+    ):
         stream = whole.streams.video[0]
         copied = cut.add_stream_from_template(stream)
         for packet in whole.demux(stream):
@@ -522,3 +526,7 @@ def test_a_clip_cut_without_encoding_it_anew_is_whole(tmp_path) -> None:
         assert cut.streams.video[0].frames == 30
     expected = load_clip(tmp_path / "whole.mp4")[7:]
     assert torch.equal(load_clip(tmp_path / "cut.mp4"), expected)
+    data = (tmp_path / "cut.mp4").read_bytes()
+    (tmp_path / "damaged.mp4").write_bytes(data[: len(data) * 8 // 10])
+    with pytest.raises(ClipError, match="damaged.mp4 is truncated or damaged: .* frames of 30 decode"):
+        load_clip(tmp_path / "damaged.mp4")

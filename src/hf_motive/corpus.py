@@ -307,7 +307,7 @@ def _from_table(path: Path) -> Dataset:
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl. Raises ValueError that names the line."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if line.strip():
             try:
                 row = json.loads(line)

@@ -378,13 +378,14 @@ def _decode(file: str | bytes, name: str) -> Iterator[_Frame]:
             cut: list[None] = []  # one for each frame that the file's edit list leaves out
             try:
                 for frame in _intact(container, stream, cut):
-                    stamp = float(frame.pts * frame.time_base) if frame.pts is not None else None
+                    unit = frame.time_base or stream.time_base  # a frame left in the decoder may have lost its own
+                    stamp = float(frame.pts * unit) if frame.pts is not None else None
                     # A frame without a time stamp, or with one in the past, follows its predecessor.
                     if count == 0:
                         time = stamp if stamp is not None else 0.0
                     else:
                         time = stamp if stamp is not None and stamp > time else time + period
-                    duration = float(frame.duration * frame.time_base) if frame.duration else period
+                    duration = float(frame.duration * unit) if frame.duration else period
                     count += 1
                     yield _Frame(time, duration, lambda frame=frame: _rgb(frame, name), aspect, average)
             except (av.FFmpegError, OSError) as error:

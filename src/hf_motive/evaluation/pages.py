@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def write_pages(clips: Mapping[str, Sequence[Clip]], arguments: EvaluateArguments, against: str) -> dict[str, str]:
-    """A page for each candidate and the one that all are compared with: `page-<candidate>-<against>.html`.
+    """A page for each candidate and the one that all are compared with: `page-1.html`, `page-2.html`, ...
+
+    A page is sent to raters, who are not to know what is compared: so its name does not say.
 
     Returns:
         Candidate -> the page's name in the output folder.
@@ -31,6 +33,6 @@ def write_pages(clips: Mapping[str, Sequence[Clip]], arguments: EvaluateArgument
             if clip.file.exists() and (key := (clip.prompt.key, clip.repeat)) in theirs
         ]
         if pairs:
-            pages[name] = f"page-{name}-{against}.html"
+            pages[name] = f"page-{len(pages) + 1}.html"
             write_page(Path(arguments.output) / pages[name], pairs, seed=arguments.seed)
     return pages

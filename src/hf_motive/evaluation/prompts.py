@@ -72,7 +72,7 @@ def load_prompts(
     if path.suffix == ".txt":
         if not path.is_file():
             raise FileNotFoundError(f"{source} does not exist: give a .txt with a prompt a line, a table or a dataset")
-        prompts = [Prompt(line.strip(), key=line.strip()) for line in path.read_text("utf-8").splitlines()]
+        prompts = [Prompt(line.strip(), key=line.strip()) for line in path.read_text("utf-8-sig").splitlines()]
     else:
         prompts = [
             _prompt(row, column, group_column, video_column)
@@ -128,7 +128,9 @@ def _rows(source: str | Path, path: Path, column: str | None, video_column: str,
             rows = readable(load_dataset(str(source), split=split), str(source))
         if isinstance(rows, Dataset) and video_column in rows.column_names:
             rows = as_files(rows, video_column)
-        columns = rows.column_names if isinstance(rows, Dataset) else list(rows[0])
+        columns = rows.column_names if isinstance(rows, Dataset) else list(rows[0] if rows else ())
+    if not columns:
+        raise ValueError(f"{source} holds no prompt")
     found = column or next((name for name in _COLUMNS if name in columns), "")
     if found not in columns:
         raise ValueError(

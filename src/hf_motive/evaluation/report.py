@@ -87,6 +87,11 @@ class Report:
                 lines += ["", f"{_label(self, metric)}:", ""]
                 rows = [[group, *(_plain(row.get(name)) for name in names)] for group, row in groups.items()]
                 lines += _markdown(["group", *names], rows)
+        if self.pages:
+            lines += ["", "## For people to judge", ""]
+            lines += _markdown(
+                ["a", "b", "page"], [[name, self.against, f"[{page}]({page})"] for name, page in self.pages.items()]
+            )
         lines += ["", "## How", ""]
         rows = [[name, said["place"], *_how(said)] for name, said in self.candidates.items()]
         lines += _markdown(["candidate", "from", "steps", "guidance"], rows)
@@ -124,6 +129,8 @@ class Report:
         console.print(table)
         if others:
             console.print(self._of_differences(), **plain)
+        for name, page in self.pages.items():
+            console.print(f"{page}: {name} (a) against {self.against} (b), for people to judge", **plain)
         if self.failed:
             first = self.failed[0]
             console.print(

@@ -25,6 +25,7 @@ def read_choices(files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
         (how long the rater looked), "page" and "at" (when).
 
     Raises:
+        FileNotFoundError: There is no such file.
         ValueError: There are no choices, a line is not one, or two sittings of one rater's name judged the same pair
             differently; the message names the file and what to do.
     """
@@ -77,6 +78,8 @@ def left_share(judgements: Iterable[dict[str, Any]]) -> tuple[int, int]:
 
 
 def _in(path: Path) -> list[Path]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: name the files that raters downloaded, or their folder")
     if not path.is_dir():
         return [path]
     inner = sorted(path.glob("*.jsonl"))
