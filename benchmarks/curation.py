@@ -63,8 +63,8 @@ class Size:
 
 
 SMOKE = Size(
-    corpus=20, queries=1, base_clips=5, base_steps=2, epochs=1, asked=("roll", "float"), prompts=1, sampling_steps=2,
-    reference=12, fitted_to=66, seeds=(0,), specialists=("float",),
+    corpus=10, queries=1, base_clips=3, base_steps=1, epochs=4, asked=("roll", "float"), prompts=1, sampling_steps=2,
+    reference=12, fitted_to=33, seeds=(0,), specialists=("float",),
 )  # fmt: skip
 
 
@@ -119,10 +119,11 @@ class Experiment:
         self.base = output / "base"
         world.make_base(LAB, self.base, clips=size.base_clips, steps=size.base_steps, lr=size.base_lr)
         world.write_clips(output / "corpus", world.corpus_clips(size.corpus))
-        world.write_clips(output / "queries", world.query_clips(size.queries))
+        queries = [clip for clip in world.query_clips(size.queries) if clip.spec.motion in size.asked]
+        world.write_clips(output / "queries", queries)
         pipe = self.pipeline()
-        self.corpus, queries = choosing.encoded(pipe, world.CLIP, [output / "corpus", output / "queries"])
-        self.choices = choosing.choices(pipe, world.CLIP, self.corpus, queries, output / "features")
+        self.corpus, asking = choosing.encoded(pipe, world.CLIP, [output / "corpus", output / "queries"])
+        self.choices = choosing.choices(pipe, world.CLIP, self.corpus, asking, output / "features")
 
     def pipeline(self, method: str = "base") -> Any:
         """The base, or for "unspoilt" what it was before it unlearnt."""

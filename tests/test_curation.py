@@ -103,7 +103,7 @@ def test_all_of_it_once(tmp_path) -> None:
         run, rows = json.loads(path.read_text()), json.loads((path.parent / "measured.json").read_text())
         assert len(list(path.parent.glob("*.mp4"))) == len(rows) == (1 if run["target"] == "float" else 2)
         assert all(np.isfinite([v for v in row.values() if isinstance(v, float)]).all() for row in rows)
-        assert run["method"] == "unspoilt" or len(run["chosen"]) == (20 if run["method"].startswith("full") else 2)
+        assert run["method"] == "unspoilt" or len(run["chosen"]) == (10 if run["method"].startswith("full") else 1)
     report = tmp_path / "results.md"
     report.write_text("By hand.\n\n")
     tables.write_report(tmp_path, curation.SMOKE, report)
