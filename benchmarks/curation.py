@@ -124,6 +124,11 @@ class Experiment:
         pipe = self.pipeline()
         self.corpus, asking = choosing.encoded(pipe, world.CLIP, [output / "corpus", output / "queries"])
         self.choices = choosing.choices(pipe, world.CLIP, self.corpus, asking, output / "features")
+        chosen = {
+            method: {motion: self.choices.chosen(method, motion, 0, size.corpus).tolist() for motion in size.asked}
+            for method in choosing.CHOOSING
+        }
+        (output / "chosen.json").write_text(json.dumps(chosen), encoding="utf-8")
 
     def pipeline(self, method: str = "base") -> Any:
         """The base, or for "unspoilt" what it was before it unlearnt."""

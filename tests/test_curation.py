@@ -69,7 +69,7 @@ def test_each_method_chooses_by_its_measure(choices) -> None:
     assert set(choices.ranking("worst", third, 0)) == set(range(36))
     assert not np.array_equal(choices.chosen("random", third, 0, 40), choices.chosen("random", third, 1, 40))
     assert len(choices.chosen("full", third, 0, 40)) == 40
-    for method in choosing.METHODS[3:]:  # what cannot be ranked is chosen by none
+    for method in choosing.CHOOSING:  # what cannot be ranked is chosen by none
         assert max(choices.ranking(method, choosing.GENERALIST, 0)) < 36, method
 
 
@@ -109,5 +109,6 @@ def test_all_of_it_once(tmp_path) -> None:
     tables.write_report(tmp_path, curation.SMOKE, report)
     text = report.read_text()
     assert text.startswith("By hand.\n\n<!--") and "| unspoilt |" in text and "nan" not in text
+    assert "## What is taken for one motion's queries" in text and "| moves as asked | roll | float |" in text
     with pytest.raises(SystemExit, match="another experiment"):
         curation.check_world(tmp_path, curation.Size())

@@ -21,6 +21,7 @@ GENERALIST = "all ten"
 #: The methods in the order of the table. The first two are not trained, and "full" chooses nothing.
 METHODS = ("unspoilt", "base", "full", "random", "magnitude", "VAE similarity", "whole clip", "Motive", "worst")
 UNTRAINED = ("unspoilt", "base")
+CHOOSING = METHODS[3:]
 #: Those whose choice depends on the queries.
 ASKING = ("VAE similarity", "whole clip", "Motive", "worst")
 

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 
 from hf_motive.corpus import json_lines
+from hf_motive.lab.spec import MOTIONS
 from hf_motive.metrics.flow_statistics import frechet_distance
 from hf_motive.preference.clusters import spread
 
-from .choosing import ASKING, GENERALIST, METHODS
+from .choosing import ASKING, CHOOSING, GENERALIST, METHODS
 from .judging import measured, reference
 from .world import KINDS
 
 EPOCHS = "full, equal epochs"
+#: Motions that look otherwise when they run backwards, whole periods or not (docs/validation.md).
+DIRECTED = ("explode", "float", "free_fall", "slide")
 MARK = "<!-- below: python benchmarks/curation.py -->"
 
 
@@ -95,9 +98,13 @@ def write_report(output: Path, size: Any, path: Path) -> None:
     if not results.runs:
         raise SystemExit(f"no run is finished in {output}: run `python benchmarks/curation.py` first")
     parts = [_preface(results, size)]
+    if (output / "chosen.json").exists():
+        parts.append(_taken(results))
     for target in (GENERALIST, *size.specialists):
         if any(results.seeds(method, target) for method in ASKING):
             parts.append(_target(results, target))
+        if target == GENERALIST:
+            parts.append(_by_motion(results))
     if results.seeds_of_all("Motive", size.specialists):
         parts.append(_specialists(results, size))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +181,7 @@ def _cost(path: Path) -> str:
 
 
 def _methods(results: Results, target: str) -> list[str]:
-    known = [*METHODS[:3], EPOCHS, *METHODS[3:]]
+    known = [*METHODS[:3], EPOCHS, *CHOOSING]
     return [m for m in known if results.seeds(m, target)]
 
 
@@ -262,6 +269,17 @@ def _target(results: Results, target: str) -> str:
     return "\n\n".join(parts)
 
 
+def _by_motion(results: Results) -> str:
+    """The generalist, motion by motion: share that moves as asked, over all seeds."""
+    asked_for = {row["motion"] for run in results.runs.values() for row in run["rows"]}
+    rows, motions = [], [motion for motion in MOTIONS if motion in asked_for]
+    for method in _methods(results, GENERALIST):
+        asked = [row for s in results.seeds(method, GENERALIST) for row in results.rows(method, GENERALIST, s)]
+        seen = {m: [row["seen"] == m for row in asked if row["motion"] == m] for m in motions}
+        rows.append([method, *(f"{np.mean(seen[m]):.0%}" for m in motions)])
+    return _table(["moves as asked", *motions], rows)
+
+
 def _specialists(results: Results, size: Any) -> str:
     methods = [m for m in _methods(results, size.specialists[0]) if results.seeds_of_all(m, size.specialists)]
     parts = [
@@ -270,6 +288,38 @@ def _specialists(results: Results, size: Any) -> str:
         _preferences(results, size.specialists, [m for m in methods if m != "Motive"]),
     ]
     return "\n\n".join(parts)
+
+
+def _taken(results: Results) -> str:
+    """Over the queries of every motion: which share of the clips of each kind, and of that motion, was chosen."""
+    chosen = json.loads((results.output / "chosen.json").read_text("utf-8"))
+
+    def share(method: str, wanted: Any) -> str:
+        """Of the clips for which wanted(clip, motion) holds, summed over the motions that were asked for."""
+        there = [(row, m) for m in chosen[method] for row, clip in enumerate(results.corpus) if wanted(clip, m)]
+        found = sum(row in chosen[method][m] for row, m in there)
+        return f"{found / len(there):.0%} of {len(there)}" if there else "–"
+
+    columns = {
+        "good": lambda clip, m: clip["motion"] == m and clip["kind"] == "good",
+        "backwards, and it shows": lambda c, m: c["motion"] == m and c["kind"] == "reversed" and m in DIRECTED,
+        "backwards, others": lambda c, m: c["motion"] == m and c["kind"] == "reversed" and m not in DIRECTED,
+        "shuffled": lambda clip, m: clip["motion"] == m and clip["kind"] == "shuffled",
+        "jittered": lambda clip, m: clip["motion"] == m and clip["kind"] == "jittered",
+        "says so, moves otherwise": lambda clip, m: clip["motion"] == m and clip["kind"] == "swapped",
+        "moves so, says otherwise": lambda clip, m: clip["shown"] == m and clip["kind"] == "swapped",
+        "camera": lambda clip, m: clip["kind"] == "camera",
+    }
+    rows = [[method, *(share(method, wanted) for wanted in columns.values())] for method in chosen]
+    return "\n\n".join([TAKEN, _table(["asked for a motion", *columns], rows)])
+
+
+TAKEN = f"""\
+## What is taken for one motion's queries
+
+Over the queries of each motion: which share of the clips of a kind, and of that motion, is among the tenth that is
+chosen. By chance it is 10 %. A motion that runs backwards shows where it has a direction ({", ".join(DIRECTED)}).\
+"""
 
 
 def _chosen(results: Results, target: str, methods: Sequence[str]) -> str:
