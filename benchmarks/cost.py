@@ -2,34 +2,37 @@
 
     python benchmarks/cost.py [--device cuda] [--threads 1] [--repeats 7]
 
-Time: medians of interleaved repeats, so that what else the machine does falls on both. Memory: peaks above the model,
-of the forward alone, of forward and backward, which keeps every gradient, and of the feature, which should hold one
-parameter's gradient and a constant. Writes benchmarks/results/cost.md.
+Time: medians of interleaved repeats, so that what else the machine does falls on all; and where it goes, from the file
+to the index. Memory: peaks above the model, of the forward alone, of forward and backward, which keeps every gradient,
+and of the feature, which should hold one parameter's gradient and a constant. Writes benchmarks/results/cost.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).parents[1]
+PATHS = ("fastfood", "factored")
 #: name -> heads of 64, layers, feed-forward width of a Wan transformer; "lab" is the pipeline of examples/lab.
 MODELS = {"lab": None, "Wan 5 M": (4, 4, 1024), "Wan 50 M": (10, 7, 2560)}
 
 
-def build_step(model: str, device: str):
-    """A PipelineStep for clips of 17 frames of 64×64, and the pipeline's parameters by name."""
+def build(model: str, device: str, projection: str = "fastfood"):
+    """A MotiveAttributor for clips of 17 frames of 64×64."""
     from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
-    from hf_motive.gradients import select_parameters
-    from hf_motive.pipelines import PipelineStep
+    from hf_motive import MotiveAttributor
 
     pipe = WanPipeline.from_pretrained(ROOT / "examples" / "lab" / "pipeline")
     if MODELS[model] is not None:
@@ -58,34 +61,58 @@ def build_step(model: str, device: str):
             ).eval(),
         )
     pipe.to(device)
-    step = PipelineStep(pipe, num_frames=17, height=64, width=64)
-    return step, select_parameters(step.denoisers, None)
+    return MotiveAttributor(pipe, num_frames=17, height=64, width=64, fps=None, projection=projection)
 
 
 def measure(model: str, device: str, repeats: int) -> None:
-    """Print one row of the table."""
+    """Print one row of each table."""
+    from hf_motive.factored import Factored
     from hf_motive.gradients import GradientProjector, clip_feature
-    from hf_motive.projection import Fastfood
+    from hf_motive.index import GradientIndex
+    from hf_motive.video import load_clip
 
-    step, parameters = build_step(model, device)
-    torch.manual_seed(0)
-    latents, noise = step.encode(torch.rand(17, 3, 64, 64) * 2 - 1), step.noise(0)
-    weight = torch.rand(step.latent_shape[1:])
-    projection = Fastfood(dim=512)
+    attributor = build(model, device)
+    step, parameters = attributor.step, attributor.parameters
+    file, caption = (
+        sorted((ROOT / "examples" / "lab" / "queries" / "clips").glob("*.mp4"))[0],
+        "a red ball rolls along",
+    )
+    pixels = load_clip(file, attributor.config.standard)
+    row = {"pixels": pixels}
+    latents, noise = step.encode(pixels), step.noise(0)
+    weight, _ = attributor.motion_weight(pixels)
+    answers = step.answers(caption, row)
 
-    def loss() -> torch.Tensor:
-        return step.loss(latents, "a red ball rolls along", noise=noise, timestep=751, weight=weight).loss
+    def forward() -> torch.Tensor:
+        settings = {"noise": noise, "timestep": 751, "weight": weight, "example": row, "answers": answers}
+        return step.loss(latents, caption, **settings).loss
 
     def plain() -> None:
-        loss().backward()
+        forward().backward()
         for parameter in parameters.values():
             parameter.grad = None
 
-    def feature() -> None:
+    def feature(projection=attributor.projection) -> torch.Tensor:
         with GradientProjector(parameters, projection, step.denoisers.values()) as projector:
-            clip_feature(projector, [loss])
+            return clip_feature(projector, [forward]).vector
 
-    def timed(job) -> float:
+    vector, factored = feature(), Factored(dim=512)
+    folder = tempfile.TemporaryDirectory()
+    index = GradientIndex.create_or_open(Path(folder.name) / "index", settings={"features": {}}, dim=512)
+    names = itertools.count()
+    jobs: dict[str, Callable[[], object]] = {
+        "plain": plain,
+        "fastfood": feature,
+        "factored": lambda: feature(factored),
+        "forward": forward,
+        "decode": lambda: load_clip(file, attributor.config.standard),
+        "motion": lambda: attributor.motion_weight(pixels),
+        "VAE": lambda: step.encode(pixels),
+        "text": lambda: step.answers(caption, row),
+        "write": lambda: index.append(f"clip {next(names)}", vector),
+    }
+
+    def timed(job: Callable[[], object]) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
@@ -94,27 +121,37 @@ def measure(model: str, device: str, repeats: int) -> None:
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    for job in (plain, feature):
+    for job in jobs.values():
         job()
-    rounds = [(timed(plain), timed(feature)) for _ in range(repeats)]
-    seconds = [statistics.median(column) for column in zip(*rounds, strict=True)]
-    ratio = statistics.median(f / p for p, f in rounds)
+    rounds = [{name: timed(job) for name, job in jobs.items()} for _ in range(repeats)]
+    index.close()
+    folder.cleanup()
+
+    def ratio(*plus: str, less: str | None = None) -> float:
+        """Of the sum of some jobs, less another, to the plain step: the median over the rounds."""
+        return statistics.median(
+            (sum(one[name] for name in plus) - (one[less] if less else 0.0)) / one["plain"] for one in rounds
+        )
 
     memory = Memory(device)
 
-    def peak(job) -> float:
+    def peak(job: Callable[[], object]) -> float:
         memory.begin()
         job()
         return memory.peak_above_begin()
 
-    above = [statistics.median(peak(job) for _ in range(3)) for job in (loss, plain, feature)]
+    above = [statistics.median(peak(jobs[name]) for _ in range(3)) for name in ("forward", "plain", *PATHS)]
     count = sum(p.numel() for p in parameters.values())
     sizes = [p.numel() * p.element_size() / 2**20 for p in parameters.values()]
+    seconds = statistics.median(one["plain"] for one in rounds)
     print(
-        f"| {model} | {count / 1e6:.2f} M | {seconds[0] * 1e3:.0f} ms | {seconds[1] * 1e3:.0f} ms | {ratio:.2f} "
-        f"| {above[0]:.0f} | {above[1]:.0f} | {above[2]:.0f} | {sum(sizes):.0f} | {max(sizes):.1f} |",
-        flush=True,
+        f"| {model} | {count / 1e6:.2f} M | {seconds * 1e3:.0f} ms "
+        f"| {ratio('fastfood'):.2f} | {ratio('factored'):.2f} "
+        f"| {' | '.join(f'{value:.0f}' for value in above)} | {sum(sizes):.0f} | {max(sizes):.1f} |"
     )
+    parts = [ratio(name) for name in ("decode", "motion", "VAE", "text", "forward")]
+    parts += [ratio("plain", less="forward"), *(ratio(name, less="plain") for name in PATHS)]
+    print(f"| {model} | {' | '.join(f'{value:.2f}' for value in parts)} | {ratio('write'):.4f} |", flush=True)
 
 
 class Memory:
@@ -153,24 +190,46 @@ def main() -> None:
     if arguments.model:
         measure(arguments.model, arguments.device, arguments.repeats)
         return
-    rows = []
+    rows: list[list[str]] = []
     for model in MODELS:  # each in a process of its own, whose memory nothing else has touched
         options = ["--device", arguments.device, "--threads", arguments.threads, "--repeats", arguments.repeats]
         command = [sys.executable, __file__, "--model", model, *map(str, options)]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        rows += [line for line in output.splitlines() if line.startswith("|")]
-        print(rows[-1], flush=True)
+        rows.append([line for line in output.splitlines() if line.startswith("|")])
+        print(*rows[-1], sep="\n", flush=True)
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} thread(s) of a CPU"
     report = ROOT / "benchmarks" / "results" / "cost.md"
     report.parent.mkdir(exist_ok=True)
+    cost, parts = ("\n".join(lines) for lines in zip(*rows, strict=True))
     report.write_text(
-        f"# Cost of one clip's feature\n\nOne clip of 17 frames of 64×64, fp32, D′ = 512, torch {torch.__version__}, "
-        f"{where}. Medians of {arguments.repeats} interleaved repeats; the ratio is the figure that travels. Memory "
-        "is the peak above what was held before, in MiB: of the forward alone (the activations), of forward and "
-        "backward, of the feature. Repeat with `python benchmarks/cost.py`.\n\n"
-        "| model | parameters | forward + backward | feature | ratio | peak, forward | + backward | peak, feature "
-        "| all gradients | largest parameter |\n" + "|---" * 10 + "|\n" + "\n".join(rows) + "\n"
+        TEXT.format(version=torch.__version__, where=where, repeats=arguments.repeats, cost=cost, parts=parts),
+        encoding="utf-8",
     )
+
+
+TEXT = """\
+# Cost of one clip's feature
+
+One clip of 17 frames of 64×64, fp32, D′ = 512, torch {version}, {where}. Medians of {repeats} interleaved repeats; the
+ratios, to a plain forward and backward of the same clip in the same round, are the figures that travel. Memory is the
+peak above what was held before, in MiB: of the forward alone (the activations), of forward and backward, of the
+feature by either projection. Repeat with `python benchmarks/cost.py`.
+
+| model | parameters | forward + backward | Fastfood ÷ that | factored | peak, forward | + backward | Fastfood \
+| factored | all gradients | largest parameter |
+|---|---|---|---|---|---|---|---|---|---|---|
+{cost}
+
+## Where the time goes
+
+Shares of a plain forward and backward. Decoding, motion, VAE and text are computed once a clip and can be kept
+(`MotiveAttributor.encode`); each projection is what its feature takes beyond the plain step, so that below zero it
+saves more than it costs.
+
+| model | decode | motion | VAE encode | text encode | forward | backward | Fastfood | factored | write |
+|---|---|---|---|---|---|---|---|---|---|
+{parts}
+"""
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from .config import AttributionConfig
 from .corpus import RowId, as_files, clip_name, undecoded
 from .encodings import COLUMNS, ClipEncoder, add_encodings, check_encoded, checked_caption, encoding_of
 from .errors import ClipError
+from .factored import Factored
 from .gradients import GradientProjector, clip_feature, select_parameters
 from .index import GradientIndex
 from .motion_columns import stored_mask
@@ -124,7 +125,8 @@ class MotiveAttributor:
         self.estimator = estimator or motion.DISFlow(
             preset=self.config.flow_preset, reference=self.config.flow_reference
         )
-        self.projection = Fastfood(dim=self.config.projection_dim, seed=self.config.seed)
+        law = Factored if self.config.projection == "factored" else Fastfood
+        self.projection = law(dim=self.config.projection_dim, seed=self.config.seed)
         self.parameters = select_parameters(self.step.denoisers, self.config.parameters)
         self._noises = [self.step.noise(self.config.seed + draw) for draw in range(self.config.noise_draws)]
         self._settings: dict[str, Any] | None = None
@@ -216,7 +218,7 @@ class MotiveAttributor:
         if self._settings is None or self._witness != witness:
             self._witness, self._model = witness, None
             config = self.config.to_dict()
-            for name in ("flow_preset", "flow_reference", "projection_dim"):
+            for name in ("flow_preset", "flow_reference", "projection", "projection_dim"):
                 config.pop(name)  # said, with their own names, by the estimator and the projection
             self._settings = {
                 **config,

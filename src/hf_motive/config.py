@@ -43,7 +43,14 @@ class AttributionConfig:
     )
     seed: int = field(default=0, metadata={"help": "Seed of the noise and of the projection."})
     projection_dim: int = field(
-        default=512, metadata={"help": "D' of the Fastfood projection: a power of two. More is truer and larger."}
+        default=512, metadata={"help": "D' of the projection: a power of two. More is truer and larger."}
+    )
+    projection: Literal["fastfood", "factored"] = field(
+        default="fastfood",
+        metadata={
+            "help": "'fastfood' projects each gradient (the paper). 'factored' projects both sides of linear layers, "
+            "whose gradients are then never formed: less time and memory, nearly the same ranks."
+        },
     )
     motion_weighted: bool = field(
         default=True,
@@ -82,6 +89,8 @@ class AttributionConfig:
             raise ValueError(f"timesteps must be one or more numbers in [0, 1000], got {self.timesteps}")
         if self.noise_draws < 1:
             raise ValueError(f"noise_draws must be at least 1, got {self.noise_draws}")
+        if self.projection not in ("fastfood", "factored"):
+            raise ValueError(f"projection must be 'fastfood' or 'factored', got {self.projection!r}")
         if self.flow_reference not in ("neighbour", "first"):
             raise ValueError(f"flow_reference must be 'neighbour' or 'first', got {self.flow_reference!r}")
         self.standard  # noqa: B018  ClipStandard checks frames, size and rate

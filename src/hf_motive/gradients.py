@@ -9,12 +9,14 @@ import math
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hf_motive.errors import ClipError
+from hf_motive.factored import Factored, FactoredStream, LinearCalls
 from hf_motive.projection import FoldStream, Projection
 
 #: Parts of a parameter's name that wrappers add. Without them a compiled or sharded model has the features of a plain
@@ -124,6 +126,7 @@ class GradientProjector:
         self._checks: list[tuple[str, Tensor]] = []
         self._restore: list[tuple[nn.Parameter, bool]] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._calls: AbstractContextManager[Any] = nullcontext()
 
     def __enter__(self) -> GradientProjector:
         if self._hooks:
@@ -142,9 +145,12 @@ class GradientProjector:
             parameter.requires_grad_(id(parameter) in chosen)
         for name, parameter in self.parameters.items():
             self._hooks.append(parameter.register_post_accumulate_grad_hook(self._hook(name)))
+        self._calls = self._linear_calls()
+        self._calls.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
+        self._calls.__exit__(*error)
         for hook in self._hooks:
             hook.remove()
         for parameter, required in self._restore:
@@ -158,11 +164,27 @@ class GradientProjector:
                 return
             with self._lock, torch.no_grad():
                 gradient = gradient.to_dense() if gradient.is_sparse else gradient
-                self._stream.add(name, gradient)
-                # Not read before backward is over: on a GPU reading would wait for it, once a parameter.
-                self._checks.append((name, torch.linalg.vector_norm(gradient, dtype=_norm_dtype(gradient))))
+                self._check(name, self._stream.add(name, gradient))
 
         return project_and_free
+
+    def _take(self, name: str, inputs: Tensor, output_gradient: Tensor) -> None:
+        """What stands for a linear layer's weight gradient, in backward."""
+        if isinstance(self._stream, FactoredStream):
+            with self._lock:
+                self._check(name, self._stream.add_factors(name, inputs, output_gradient))
+
+    def _check(self, name: str, projected: Tensor) -> None:
+        # Not read before backward is over: on a GPU reading would wait for it, once a parameter.
+        self._checks.append((name, torch.linalg.vector_norm(projected, dtype=_norm_dtype(projected))))
+
+    def _linear_calls(self) -> AbstractContextManager[Any]:
+        """Of a factored projection: no gradient is formed of the weights of linear layers."""
+        law = self.projection
+        if not isinstance(law, Factored):
+            return nullcontext()
+        names = {id(p): name for name, p in self.parameters.items() if law.is_factored(p.shape)}
+        return LinearCalls(self._modules, names, law.inputs, self._take)
 
     def project(self, loss: Tensor) -> GradientFeature:
         """Runs backward and returns the projected gradient, not normalised.

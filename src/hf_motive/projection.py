@@ -25,7 +25,7 @@ _CHUNK_ELSEWHERE = 2**22
 class FoldStream(Protocol):
     """Collects the partial sums of one gradient, piece by piece, in any order."""
 
-    def add(self, name: str, gradient: Tensor, offset: int = 0) -> None: ...
+    def add(self, name: str, gradient: Tensor, offset: int = 0) -> Tensor: ...
 
     def total(self) -> Tensor: ...
 
@@ -194,9 +194,9 @@ class Fastfood:
 
     def _place(self, name: str, run: int) -> _Place:
         """The randomness of one run of one parameter."""
-        a, b, c, d = _digest_keys(f"{self.seed}/parameter/{name}")
-        first = _hash(run, a, b)
-        second = _hash(first, c, d)
+        a, b, c, d = digest_keys(f"{self.seed}/parameter/{name}")
+        first = keyed_hash(run, a, b)
+        second = keyed_hash(first, c, d)
         shift = 32 - self.table_bits
         return _Place(first >> shift, second >> shift, 1 - 2 * (second & 1))
 
@@ -220,8 +220,8 @@ class FastfoodStream:
         self._law = law
         self._stages: dict[tuple[torch.device, torch.dtype], _Stage] = {}
 
-    def add(self, name: str, gradient: Tensor, offset: int = 0) -> None:
-        """Adds the fold of one slice; see `Fastfood.fold`. The gradient is not kept."""
+    def add(self, name: str, gradient: Tensor, offset: int = 0) -> Tensor:
+        """Adds the fold of one slice; see `Fastfood.fold`. The gradient is not kept, and returned as it is."""
         if not gradient.is_floating_point():
             raise ValueError(f"the gradient of {name!r} must be floating, got {gradient.dtype}")
         if offset < 0:
@@ -231,6 +231,7 @@ class FastfoodStream:
         if key not in self._stages:
             self._stages[key] = _Stage(self._law, *key)
         self._stages[key].add(name, gradient.detach().reshape(-1), offset)
+        return gradient
 
     def total(self) -> Tensor:
         """The sum so far: (dim,) float64, on the CPU. More may be added afterwards."""
@@ -334,20 +335,20 @@ class _Tables(NamedTuple):
 
 
 def _table_hash(purpose: str, position: Tensor) -> tuple[Tensor, Tensor]:
-    a, b, c, d = _digest_keys(purpose)
-    first = _hash(position, a, b)
-    return first, _hash(first, c, d)
+    a, b, c, d = digest_keys(purpose)
+    first = keyed_hash(position, a, b)
+    return first, keyed_hash(first, c, d)
 
 
 @lru_cache(maxsize=4096)
-def _digest_keys(text: str) -> tuple[int, int, int, int]:
+def digest_keys(text: str) -> tuple[int, int, int, int]:
     """Four 32-bit keys from a text. SHA-256, because Python's own hash of a string differs from run to run."""
     digest = hashlib.sha256(f"hf_motive/fastfood/{text}".encode()).digest()
     a, b, c, d = (int.from_bytes(digest[4 * i : 4 * i + 4], "little") for i in range(4))
     return a, b, c, d
 
 
-def _hash(counter: Integers, key0: int, key1: int) -> Integers:
+def keyed_hash(counter: Integers, key0: int, key1: int) -> Integers:
     """Keyed bijection of 32-bit counters, the same for int and int64: with multipliers < 2³¹ no product overflows."""
     x = (counter & _MASK) ^ key0
     for key in (key1, key0):

@@ -22,7 +22,7 @@ def write_pages(clips: Mapping[str, Sequence[Clip]], arguments: EvaluateArgument
     """
     from ..preference import write_page
 
-    pages = {}
+    pages: dict[str, str] = {}
     theirs = {(clip.prompt.key, clip.repeat): clip for clip in clips[against] if clip.file.exists()}
     for name, of_one in clips.items():
         if name == against:
