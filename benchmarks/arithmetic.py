@@ -144,7 +144,7 @@ def row(case: Case) -> str:
     found = count(case)
     step = 3.5 * found.attention + 3 * found.linear
     fast = step - found.factored + found.thin
-    # A multiply and an add in each of the two products of a Hadamard of 4,096 in factors of 16 and 16 and 16.
+    # A multiply and an add in each of the three products of a Hadamard of 4,096 = 16 · 16 · 16.
     fastfood = step + found.parameters * 2 * (16 + 16 + 16)
     checkpointed = found.attention + found.linear
     return (

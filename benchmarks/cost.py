@@ -28,7 +28,7 @@ PATHS = ("fastfood", "factored")
 MODELS = {"lab": None, "Wan 5 M": (4, 4, 1024), "Wan 50 M": (10, 7, 2560)}
 
 
-def build(model: str, device: str, projection: str = "fastfood"):
+def build(model: str, device: str):
     """A MotiveAttributor for clips of 17 frames of 64×64."""
     from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
@@ -61,7 +61,7 @@ def build(model: str, device: str, projection: str = "fastfood"):
             ).eval(),
         )
     pipe.to(device)
-    return MotiveAttributor(pipe, num_frames=17, height=64, width=64, fps=None, projection=projection)
+    return MotiveAttributor(pipe, num_frames=17, height=64, width=64, fps=None)
 
 
 def measure(model: str, device: str, repeats: int) -> None:

@@ -1,7 +1,7 @@
 """A projection for which no weight gradient is ever formed: a linear layer's input and output gradient are enough.
 
-The idea of projecting both sides of a linear layer is LoGra's (Choe et al., arXiv 2405.13954) and TRAK's Kronecker
-variants'; here it is folded into the same D′ numbers as Fastfood, with nothing of the model's size stored.
+The idea of projecting both sides of a linear layer is LoGra's (Choe et al., arXiv 2405.13954); here it is folded into
+the same D′ numbers as Fastfood, with nothing of the model's size stored.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Factored:
     **Randomness.** A and B are windows of one table of signs, the hash of (seed, position); where a parameter's
     windows start is the hash of (seed, its name). Nothing is stored but the table.
 
-    **Properties.** E[PᵀP] = I. To Fastfood's variance the signs add, for one matrix of rank one, at most 4/r of ‖G‖⁴;
+    **Properties.** E[PᵀP] = I. To Fastfood's variance the signs add, for one matrix of rank one, about 4/r of ‖G‖⁴;
     less for a higher rank, and less by the number of matrices that share the norm, as their errors are independent.
 
     Args:
