@@ -87,11 +87,11 @@ FROZEN_VECTOR = [856.0135, -329.2888, -220.6315, -478.7323]
 def test_hash_is_the_same_for_integers_and_tensors_and_mixes_every_bit():
     counters = torch.arange(4096)
     key0, key1 = 0xFFFFFFFF, 0x89ABCDEF
-    hashed = projection._hash(counters, key0, key1)
-    assert hashed.tolist() == [projection._hash(i, key0, key1) for i in range(4096)]
+    hashed = projection.keyed_hash(counters, key0, key1)
+    assert hashed.tolist() == [projection.keyed_hash(i, key0, key1) for i in range(4096)]
     assert hashed.unique().numel() == 4096 and hashed.min() >= 0 and hashed.max() < 2**32
     for bit in range(32):
-        flipped = hashed ^ projection._hash(counters ^ (1 << bit), key0, key1)
+        flipped = hashed ^ projection.keyed_hash(counters ^ (1 << bit), key0, key1)
         changed = torch.stack([(flipped >> out & 1).double().mean() for out in range(32)])
         assert changed.min() > 0.4 and changed.max() < 0.6 and 0.48 < changed.mean() < 0.52
 
