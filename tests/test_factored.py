@@ -19,7 +19,7 @@ from hf_motive.projection import Fastfood
 from tests.clips import moving_square
 from tests.families import wan as wan_family
 from tests.families.wan import tiny_transformer
-from tests.test_gradients import loss_of, relative
+from tests.test_gradients import loss_of, relative, streamed
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,6 @@ def law() -> Factored:
 @pytest.fixture
 def wan():
     return tiny_transformer(seed=0)
-
-
-def streamed(model, law, pattern=None, loss=loss_of):
-    parameters = select_parameters({"transformer": model}, pattern)
-    with GradientProjector(parameters, law, [model]) as projector:
-        return projector.project(loss(model))
 
 
 def expected(model, law, pattern=None, loss=loss_of) -> torch.Tensor:

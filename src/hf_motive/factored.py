@@ -30,8 +30,8 @@ class Factored:
         K = 1/r · Bᵀ G A,      A ∈ {±1}^{m×r},  B ∈ {±1}^{o×r},
 
     and K, under the parameter's name, is what Fastfood projects. All other parameters (norms, biases, tables, narrow
-    matrices) go to Fastfood as they are. So P = F · diag(…, (B_l ⊗ A_l)ᵀ/r, …): linear in the gradient, shardable by
-    rows, and summed in any order.
+    matrices) go to Fastfood as they are. So P = F · diag(…, (B_l ⊗ A_l)ᵀ/r, …): linear in the gradient, and
+    summed in any order. (Shards of a matrix could be summed as well; that is not built, and they are refused.)
 
     **Why.** Of a linear layer G = Σ_t dY_tᵀ X_t over its tokens, so K = 1/r · (dY B)ᵀ (X A): thin products in place of
     the third of a training step's matrix products that makes G, and X A to be kept for backward in place of X. Where
@@ -151,10 +151,13 @@ class FactoredStream:
 
     @torch.no_grad()
     def add(self, name: str, gradient: Tensor, offset: int = 0) -> Tensor:
-        """Adds the fold of a gradient that was formed after all; `offset` as in `Fastfood.fold`, of whole rows.
+        """Adds the fold of a gradient that was formed after all, in its parameter's own shape.
 
         Returns:
             What went to Fastfood: the gradient, or its K.
+
+        Raises:
+            ValueError: A matrix has an `offset`: it is needed whole.
         """
         projection = self._projection
         if not projection.is_factored(gradient.shape):
