@@ -30,6 +30,7 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -99,17 +100,18 @@ class GradientIndex:
         self.dim: int = header["dim"]
         self.settings: dict[str, dict[str, Any]] = header["settings"]
         self._provenances: list[dict[str, Any]] = [self.settings["provenance"]]
-        self._shards: dict[str, Shard] = {}
+        self._shards: list[Shard] = []
         # Row storage in columns: a dict of tuples would take three times the memory at a million rows.
         self._slots: dict[str, int] = {}
-        self._shard_of: list[str] = []
-        self._position, self._offset, self._status = array("q"), array("q"), array("b")
+        self._shard_of, self._position = array("q"), array("q")
+        self._offset, self._status = array("q"), array("b")
         self._sorted: list[str] | None = None
         self._writer: Shard | None = None
         if shard is not None:
             if not re.fullmatch(r"[A-Za-z0-9_-]+", shard):
                 raise ValueError(f"shard must be made of letters, digits, '-' and '_', e.g. '00000'; got {shard!r}")
-            self._writer = self._shards[shard] = Shard(self.path, shard, self.dim)
+            self._writer = Shard(self.path, shard, self.dim)
+            self._shards.append(self._writer)
             self._writer.lock()
         try:
             self.refresh()
@@ -216,7 +218,7 @@ class GradientIndex:
         if feature is not None:
             data = _feature_bytes(id, feature, self.dim)
             record |= {"position": self._writer.count, "checksum": _checksum(data)}
-        self._add(self._writer, self._write(record, data, f"row {id!r}"), record)
+        self._add(self._shards.index(self._writer), self._write(record, data, f"row {id!r}"), record)
 
     def close(self) -> None:
         """Release the shard's lock. Reading goes on working."""
@@ -261,7 +263,9 @@ class GradientIndex:
         code = None if status is None else STATUSES.index(status)
         ids = [i for i in self._sorted if code is None or self._status[self._slots[i]] == code]
         if stored_order:
-            ids.sort(key=lambda i: (self._shard_of[self._slots[i]], self._offset[self._slots[i]]))
+            slots = np.fromiter(map(self._slots.__getitem__, ids), np.int64, len(ids))
+            order = np.lexsort((np.asarray(self._offset)[slots], np.asarray(self._shard_of)[slots]))
+            ids = [ids[place] for place in order.tolist()]
         return ids
 
     def row(self, id: str) -> Row:
@@ -272,7 +276,7 @@ class GradientIndex:
 
     def rows(self, ids: Iterable[str] | None = None) -> Iterator[Row]:
         """The rows, in canonical order or in that of `ids`; read from disk as they are asked for."""
-        files: dict[str, Any] = {}
+        files: dict[int, Any] = {}
         try:
             for id in self.ids() if ids is None else ids:
                 slot = self._slots[id]
@@ -293,21 +297,25 @@ class GradientIndex:
         others as a copy. Raises KeyError for an id without a feature.
         """
         ids = list(ids)
-        slots = [self._slots.get(id, -1) for id in ids]
-        for id, slot in zip(ids, slots, strict=True):
-            if slot < 0 or self._position[slot] == _NO_FEATURE:
-                raise KeyError(f"{id!r} has no feature in {self.path}; its status is {self.status(id)!r}")
-        positions = np.array([self._position[s] for s in slots], dtype=np.int64)
-        shards = {self._shard_of[s] for s in slots}
-        if len(shards) == 1:
-            stored = self._shards[shards.pop()].features()
+        # In columns, not id by id: at a million rows this is what a new query waits for.
+        slots = np.fromiter(map(self._slots.get, ids, repeat(-1)), np.int64, len(ids))
+        missing = slots < 0
+        if not missing.any():
+            positions, shards = np.asarray(self._position)[slots], np.asarray(self._shard_of)[slots]
+            missing = positions == _NO_FEATURE
+        if missing.any():
+            id = ids[int(missing.argmax())]
+            raise KeyError(f"{id!r} has no feature in {self.path}; its status is {self.status(id)!r}")
+        used = np.unique(shards)
+        if len(used) == 1:
+            stored = self._shards[used[0]].features()
             if (np.diff(positions) == 1).all():
                 return stored[positions[0] : positions[-1] + 1]
             return stored.index_select(0, torch.from_numpy(positions))
         out = torch.empty((len(ids), self.dim), dtype=torch.float32)
-        for shard in shards:
-            chosen = np.flatnonzero([self._shard_of[s] == shard for s in slots])
-            out[chosen] = self._shards[shard].features()[positions[chosen]]
+        for number in used:
+            chosen = np.flatnonzero(shards == number)
+            out[chosen] = self._shards[number].features()[positions[chosen]]
         return out
 
     def chunks(self, size: int = 4096, ids: Iterable[str] | None = None) -> Iterator[tuple[list[str], Tensor]]:
@@ -323,11 +331,11 @@ class GradientIndex:
         """Take in the rows that other writers have added since. Returns self."""
         for path in sorted(self.path.glob("shard-*.rows.jsonl")):
             name = path.name.removeprefix("shard-").removesuffix(".rows.jsonl")
-            if name not in self._shards:
-                self._shards[name] = Shard(self.path, name, self.dim)
-        for shard in self._shards.values():
+            if all(shard.name != name for shard in self._shards):
+                self._shards.append(Shard(self.path, name, self.dim))
+        for number, shard in enumerate(self._shards):
             for offset, record in shard.scan():
-                self._add(shard, offset, record)
+                self._add(number, offset, record)
         return self
 
     def digest(self) -> str:
@@ -410,8 +418,8 @@ class GradientIndex:
             self._write({"provenance": provenance}, None, "the provenance")
             self._provenances.append(provenance)
 
-    def _add(self, shard: Shard, offset: int, record: Mapping[str, Any]) -> None:
-        """Enter a line. Which of two lines of one id stands must not depend on the order in which shards are read."""
+    def _add(self, shard: int, offset: int, record: Mapping[str, Any]) -> None:
+        """Enter a line of a shard. Which of two lines of one id stands must not depend on the order in which shards are read."""
         if "provenance" in record:
             if record["provenance"] not in self._provenances:
                 self._provenances.append(record["provenance"])
@@ -421,17 +429,18 @@ class GradientIndex:
         slot = self._slots.get(id)
         if slot is None:
             self._slots[id] = len(self._shard_of)
-            self._shard_of.append(shard.name)
+            self._shard_of.append(shard)
             self._position.append(position)
             self._offset.append(offset)
             self._status.append(status)
             self._sorted = None
             return
         # Smaller is stronger: ok first, then the shard's name, then the later line of one shard.
-        new = (position == _NO_FEATURE, shard.name, -offset)
-        old = (self._position[slot] == _NO_FEATURE, self._shard_of[slot], -self._offset[slot])
+        new = (position == _NO_FEATURE, self._shards[shard].name, -offset)
+        name = self._shards[self._shard_of[slot]].name
+        old = (self._position[slot] == _NO_FEATURE, name, -self._offset[slot])
         if new < old:
-            self._shard_of[slot], self._position[slot] = shard.name, position
+            self._shard_of[slot], self._position[slot] = shard, position
             self._offset[slot], self._status[slot] = offset, status
 
 

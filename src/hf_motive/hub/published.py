@@ -203,7 +203,7 @@ def snapshot(index: GradientIndex, folder: str | Path) -> GradientIndex:
     header = json.loads((index.path / "index.json").read_text(encoding="utf-8"))
     header["settings"]["provenance"] = provenance(header["settings"]["provenance"])
     (folder / "index.json").write_text(json.dumps(header, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for shard in index._shards.values():
+    for shard in index._shards:
         if not shard.end:
             continue
         with open(shard.rows_path, "rb") as source, open(folder / shard.rows_path.name, "wb") as target:
