@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -225,6 +227,30 @@ def test_a_bad_clip_costs_one_row(attributor, queries, tmp_path):
     # Rows without a score enter no selection, from neither end.
     assert len(scored.filter(lambda r: r < 100, input_columns="influence_rank")) == 3
     assert len(scored.filter(lambda r: r >= 0, input_columns="influence_rank")) == 3
+    # Nor does it matter which thread met the bad clip, or whether the rows came as a stream.
+    busy = MotiveAttributor(attributor.step.pipeline, **SMALL, workers=2)
+    for name, rows in (("ahead", corpus), ("stream", corpus.to_iterable_dataset())):
+        assert busy.index(rows, tmp_path / name, progress=False).digest() == index.digest(), name
+
+
+def test_an_estimator_is_asked_by_one_thread_at_a_time(attributor, corpus, tmp_path):
+    inside, most, threads = 0, 0, set()
+
+    class Counting(motion.DISFlow):
+        """Not DISFlow itself: of a subclass it is not known what it keeps."""
+
+        def __call__(self, frames):
+            nonlocal inside, most
+            inside += 1
+            most = max(most, inside)
+            threads.add(threading.get_ident())
+            time.sleep(0.01)
+            inside -= 1
+            return super().__call__(frames)
+
+    counting = MotiveAttributor(attributor.step.pipeline, **SMALL, estimator=Counting(), workers=3)
+    index = counting.index(corpus, tmp_path / "counted", progress=False)
+    assert index.counts() == {"ok": 6} and len(threads) > 1 and most == 1
 
 
 def rows_of(dataset: Dataset) -> range:

@@ -35,10 +35,10 @@ class Counted(ClipEncoder):
 
     log: Path
 
-    def __call__(self, row):
+    def finish(self, row, clip):
         with self.log.open("ab") as log:
             log.write(b".")
-        return super().__call__(row)
+        return super().finish(row, clip)
 
     def count(self) -> int:
         """Rows since the last time."""
@@ -113,6 +113,12 @@ def test_a_row_is_what_the_step_says(attributor, clips, encoded):
                 found.mask()
         assert row["encoded_settings"] == f"{found.digest} {found.mask_digest}"
     assert encoded[7]["encoded"] is None
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_threads_ahead_change_nothing(clips, encoder, encoded, tmp_path, workers):
+    found = add_encodings(clips, encoder, cache_dir=tmp_path / "cache", workers=workers, progress=False)
+    assert encoder.count() == len(clips) and found.to_list() == encoded.to_list()
 
 
 def test_the_same_row_is_the_same_bytes(encoder, clips, encoded):
@@ -606,8 +612,8 @@ from tests.families import wan
 from tests.test_encodings import Counted, counted
 
 class Doomed(Counted):
-    def __call__(self, row):
-        columns = super().__call__(row)
+    def finish(self, row, clip):
+        columns = super().finish(row, clip)
         if self.log.stat().st_size == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         return columns

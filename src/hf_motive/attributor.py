@@ -17,8 +17,9 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,13 +28,15 @@ import torch
 from torch import Tensor
 
 from . import motion
+from .ahead import ahead, idle_threads
 from .config import AttributionConfig
 from .corpus import RowId, as_files, clip_name, undecoded
-from .encodings import COLUMNS, ClipEncoder, add_encodings, check_encoded, checked_caption, encoding_of
+from .encodings import COLUMNS, ClipEncoder, Encoding, add_encodings, check_encoded, checked_caption, encoding_of
 from .errors import ClipError
 from .factored import Factored
 from .gradients import GradientProjector, clip_feature, select_parameters
 from .index import GradientIndex
+from .motion.weight import one_at_a_time
 from .motion_columns import stored_mask
 from .pipelines import PipelineStep, digest
 from .processes import processes
@@ -58,6 +61,24 @@ class ClipFeature(NamedTuple):
     facts: dict[str, float | None]
 
 
+class _Prepared(NamedTuple):
+    """A clip that only the device has still to see.
+
+    Attributes:
+        caption: Checked.
+        row: The row it comes from, with its `pixels` where they are needed.
+        weight: (T, h, w) in [0, 1].
+        mean_motion: Pixels per frame, or NaN.
+        encoding: What `encode` has kept of it.
+    """
+
+    caption: str
+    row: dict[str, Any]
+    weight: Tensor
+    mean_motion: float
+    encoding: Encoding | None
+
+
 class MotiveAttributor:
     """Which clips teach this pipeline's denoiser to move like the queries do?
 
@@ -77,6 +98,8 @@ class MotiveAttributor:
             both have it. Such an id knows the mask as well.
         encoded_column: Column of encodings, as `encode` adds it, in place of the clips: queries must have it, too.
             VAE and text encoder are not asked, and no clip is decoded that the pipeline is not conditioned on.
+        workers: Threads that read, decode and find the motion of the next clips while the device is at one; each holds
+            a clip. None: the process's idle cores, at most four; on a CPU those that `torch.set_num_threads` leaves.
         **settings: Single settings in place of `config`'s, by their names in `AttributionConfig`.
 
     Raises:
@@ -103,12 +126,14 @@ class MotiveAttributor:
         id_column: str | None = None,
         mask_column: str | None = None,
         encoded_column: str | None = None,
+        workers: int | None = None,
         **settings: Any,
     ):
         base = config.to_dict() if config is not None else {}
         self.config = AttributionConfig.from_dict({**base, **settings})
         self.video_column, self.caption_column, self.id_column = video_column, caption_column, id_column
         self.mask_column, self.encoded_column = mask_column, encoded_column
+        self.workers = workers
         self._reads_rows = conditioning is not None
         standard = self.config.standard
         if example is not None and "pixels" not in example:
@@ -133,6 +158,7 @@ class MotiveAttributor:
         self._witness: dict[str, Any] = {}
         self._model: str | None = None
         self._encoders: dict[bool, ClipEncoder] = {}
+        self._weighing = one_at_a_time(self._weigh)
 
     # -- one clip ------------------------------------------------------------------------------------------------
 
@@ -171,6 +197,10 @@ class MotiveAttributor:
         Raises:
             ClipError: the clip cannot be scored; `status` and `reason` say why.
         """
+        return self._feature(self._prepare(video, caption, example))
+
+    def _prepare(self, video: Any, caption: str | None, example: Mapping[str, Any] | None) -> _Prepared:
+        """What needs no device. Called from several threads at once."""
         caption = checked_caption(caption, self.config.require_caption)
         given = encoding_of(example or {}, self._encoder(), self.encoded_column) if self.encoded_column else None
         has_mask = given is not None and self.mask_column is None and given.mask_digest == self._encoder().mask_digest
@@ -181,29 +211,28 @@ class MotiveAttributor:
         if given is not None and has_mask:
             weight, mean_motion = given.mask()
         else:
-            weight, mean_motion = self.motion_weight(row.get("pixels"), example)
-        latents = self.step.encode(row["pixels"]) if given is None else given.latents
+            with self._weighing:
+                weight, mean_motion = self.motion_weight(row.get("pixels"), example)
+        return _Prepared(caption, row, weight, mean_motion, given)
 
-        def draws():
-            for timestep in self.config.timesteps:
-                for noise in self._noises:
-                    yield (
-                        lambda timestep=timestep, noise=noise: (
-                            self.step.loss(
-                                latents,
-                                caption,
-                                noise=noise,
-                                timestep=timestep,
-                                weight=weight if self.config.motion_weighted else None,
-                                example=row,
-                                answers=given.answers if given is not None else None,
-                            ).loss
-                        )
-                    )
+    def _feature(self, clip: _Prepared) -> ClipFeature:
+        """What needs the device."""
+        step, config, given = self.step, self.config, clip.encoding
+        latents = step.encode(clip.row["pixels"]) if given is None else given.latents
+        draws = [(timestep, noise) for timestep in config.timesteps for noise in self._noises]
+        answers = None if given is None else given.answers
+        if answers is None and len(draws) > 1:
+            answers = step.answers(clip.caption, clip.row)  # of the frozen parts: the same for every draw
 
-        with GradientProjector(self.parameters, self.projection, self.step.denoisers.values()) as projector:
-            result = clip_feature(projector, draws())
-        known_motion = None if math.isnan(mean_motion) else mean_motion
+        def loss(timestep: float, noise: Tensor) -> Tensor:
+            weight = clip.weight if config.motion_weighted else None
+            return step.loss(
+                latents, clip.caption, noise=noise, timestep=timestep, weight=weight, example=clip.row, answers=answers
+            ).loss
+
+        with GradientProjector(self.parameters, self.projection, step.denoisers.values()) as projector:
+            result = clip_feature(projector, [partial(loss, *draw) for draw in draws])
+        known_motion = None if math.isnan(clip.mean_motion) else clip.mean_motion
         return ClipFeature(
             result.vector.cpu(),
             {"mean_motion": known_motion, "loss": float(result.loss), "coverage": float(result.coverage)},
@@ -316,7 +345,7 @@ class MotiveAttributor:
             `dataset` with the columns of `add_encodings`.
         """
         encoder = self._encoder(masks and self.mask_column is None)
-        return add_encodings(dataset, encoder, cache_dir=cache_dir, progress=progress)
+        return add_encodings(dataset, encoder, cache_dir=cache_dir, workers=self.workers, progress=progress)
 
     def without_mask(self) -> MotiveAttributor:
         """This attributor without the mask: the whole clip's gradient, everything else being the same."""
@@ -378,9 +407,7 @@ class MotiveAttributor:
             if first is not None:
                 todo = [item for item in sorted(first.items(), key=itemgetter(1)) if wanted(item[0])]
                 total, done = len(first), len(first) - len(todo)
-                share: Iterator = (
-                    (identity, dataset[row]) for identity, row in todo[state.process_index :: state.num_processes]
-                )
+                share: Iterable = todo[state.process_index :: state.num_processes]
             else:
                 total, done = None, len(index)
                 share = self._share(dataset, wanted)
@@ -394,10 +421,11 @@ class MotiveAttributor:
                 smoothing=0.05,
                 disable=not (progress and state.is_main_process),
             )
+            workers = idle_threads(self.step.device) if self.workers is None else self.workers
             with bar:
-                for identity, example in share:
+                for identity, clip in ahead(share, partial(self._prepare_row, dataset), workers):
                     retried = identity in index
-                    self._index_row(index, identity, example)
+                    self._index_row(index, identity, clip)
                     # Rows that the other processes have written meanwhile count too.
                     new = len(index.refresh()) - known
                     known += new
@@ -417,9 +445,23 @@ class MotiveAttributor:
                 met.add(identity)
                 yield identity, example
 
-    def _index_row(self, index: GradientIndex, identity: str, example: Mapping[str, Any]) -> None:
+    def _prepare_row(
+        self, dataset: Any, row: tuple[str, int | Mapping[str, Any]]
+    ) -> tuple[str, _Prepared | ClipError]:
+        """An id, and the row or its number, to the id and what `_prepare` makes of it, be it an error."""
+        identity, example = row
+        if isinstance(example, int):
+            example = dataset[example]
         try:
-            feature = self.feature(example[self.video_column], example[self.caption_column], example)
+            return identity, self._prepare(example[self.video_column], example[self.caption_column], example)
+        except ClipError as error:
+            return identity, error
+
+    def _index_row(self, index: GradientIndex, identity: str, clip: _Prepared | ClipError) -> None:
+        try:
+            if isinstance(clip, ClipError):
+                raise clip
+            feature = self._feature(clip)
         except ClipError as error:
             index.append(identity, None, status=error.status, reason=error.reason)
         else:

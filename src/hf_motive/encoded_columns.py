@@ -10,10 +10,11 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .ahead import ahead, idle_threads
 from .corpus import check_columns, undecoded
 from .encoded_pieces import Piece, clips_of, contents, own_folder, plan, readable_now, sweep
 from .processes import processes
@@ -40,7 +41,12 @@ def features() -> Features:
 
 
 def add_encodings(
-    dataset: Dataset, encoder: ClipEncoder, *, cache_dir: str | Path | None = None, progress: bool = True
+    dataset: Dataset,
+    encoder: ClipEncoder,
+    *,
+    cache_dir: str | Path | None = None,
+    workers: int | None = None,
+    progress: bool = True,
 ) -> Dataset:
     """Put beside each clip what the frozen parts of a pipeline say about it.
 
@@ -55,6 +61,7 @@ def add_encodings(
         encoder: What encodes them.
         cache_dir: Where the encodings are kept; with several machines, on a file system that they share. None: in a
             folder of the cache of `datasets` (`HF_DATASETS_CACHE`).
+        workers: Threads that read, decode and find the motion of the next clips; see `MotiveAttributor`.
         progress: Show a bar with clips per second and time left (main process only).
 
     Returns:
@@ -112,13 +119,14 @@ def add_encodings(
         smoothing=0.05,
         disable=not (progress and missing and state.is_main_process),
     )
+    workers = idle_threads(encoder.step.device) if workers is None else workers
     mine = missing[state.process_index :: state.num_processes]
     others = [piece for piece in missing if piece not in mine]
     with bar:
         if mine:
             with own_folder(folder) as workshop:
                 for piece in mine:
-                    _encode(read.select(piece.rows), encoder, piece.file, workshop, bar)
+                    _encode(read.select(piece.rows), encoder, piece.file, workshop, bar, workers)
                     ready = [other for other in others if os.path.exists(other.file)]
                     bar.update(sum(len(other.rows) for other in ready))
                     others = [other for other in others if other not in ready]
@@ -169,16 +177,17 @@ def other_clips(dataset: Dataset, video_column: str) -> list[int]:
     ]
 
 
-def _encode(rows: Dataset, encoder: ClipEncoder, file: str, workshop: Path, bar: Any) -> None:
+def _encode(rows: Dataset, encoder: ClipEncoder, file: str, workshop: Path, bar: Any, workers: int) -> None:
     """Write the encodings of some rows to a file, which is there when it is complete."""
     unfinished = workshop / Path(file).name
+    prepared = ahead(rows, encoder.prepare, workers)
 
     def columns_of(row: Mapping[str, Any]) -> dict[str, Any]:
-        columns = encoder(row)
+        columns = encoder.finish(row, next(prepared))
         bar.update()
         return columns
 
-    with _without_bars():
+    with _without_bars(), closing(prepared):
         try:
             rows.map(
                 columns_of,

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -21,10 +21,30 @@ from .encoded_blob import Encoding, read_encoding, write_encoding
 from .encoded_columns import COLUMNS, add_encodings, is_encoded, other_clips
 from .encoded_pieces import clip_of
 from .errors import ClipError
+from .motion.weight import one_at_a_time
 from .pipelines import PipelineStep, digest
 from .video import ClipStandard, load_clip
 
 __all__ = ["COLUMNS", "ClipEncoder", "Encoding", "add_encodings", "encoding_of", "is_encoded", "read_encoding"]
+
+
+class PreparedClip(NamedTuple):
+    """A clip that only the device has still to see.
+
+    Attributes:
+        caption: Checked.
+        pixels: (F, 3, H, W) in [-1, 1].
+        weight: (T, h, w) in [0, 1]; None without a mask.
+        mean_motion: Pixels per frame; None where it is not known.
+        mask_status, mask_reason: Why there is no mask, where one was asked for.
+    """
+
+    caption: str
+    pixels: Tensor
+    weight: Tensor | None = None
+    mean_motion: float | None = None
+    mask_status: str = ""
+    mask_reason: str = ""
 
 
 class ClipEncoder:
@@ -74,6 +94,7 @@ class ClipEncoder:
         if columns is None and step._conditioning.given is None and (weigh is None or weigh_settings is not None):
             columns = ()
         self.columns = columns
+        self._weighing = one_at_a_time(weigh)
         self._known: dict[str, Any] | None = None
         self._weights: dict[str, tuple[list[Any], dict[str, Any]]] = {}
 
@@ -152,52 +173,55 @@ class ClipEncoder:
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row's columns. What is wrong with its clip is in them: nothing is raised for it."""
+        return self.finish(row, self.prepare(row))
+
+    def prepare(self, row: Mapping[str, Any]) -> PreparedClip | ClipError:
+        """What needs no device: caption, pixels and mask, or why there are none. For several threads at once."""
+        try:
+            caption = checked_caption(row[self.caption_column], self.require_caption)
+            pixels = load_clip(row[self.video_column], self.standard)
+        except ClipError as error:
+            return error
+        if self.weigh is None:
+            return PreparedClip(caption, pixels)
+        try:
+            with self._weighing:
+                weight, mean_motion = self.weigh(pixels, row)
+        except ClipError as error:
+            return PreparedClip(caption, pixels, mask_status=error.status, mask_reason=error.reason)
+        return PreparedClip(caption, pixels, weight, None if math.isnan(mean_motion) else float(mean_motion))
+
+    def finish(self, row: Mapping[str, Any], clip: PreparedClip | ClipError) -> dict[str, Any]:
+        """The row's columns, of what `prepare` made of it."""
         facts = {"encoded_clip": clip_of(row[self.video_column]), "encoded_settings": self.identity}
         columns: dict[str, Any] = dict.fromkeys(COLUMNS) | facts
         try:
-            encoding = self.encode(row[self.video_column], row[self.caption_column], row)
+            if isinstance(clip, ClipError):
+                raise clip
+            encoding = self._encode(row, clip)
         except ClipError as error:
             return columns | {"encoded_status": error.status, "encoded_reason": error.reason}
         mask = encoding.mask_status or ("ok" if encoding.weight is not None else None)
         blob = write_encoding(encoding)
         return columns | {"encoded": blob, "encoded_status": "ok", "encoded_reason": "", "encoded_mask": mask}
 
-    def encode(self, video: Any, caption: str | None, row: Mapping[str, Any] | None = None) -> Encoding:
-        """One clip and its caption.
-
-        Args:
-            video: Whatever `load_clip` reads.
-            caption: The clip's caption.
-            row: The row that they come from.
-
-        Raises:
-            ClipError: The clip cannot be encoded.
-        """
-        caption = checked_caption(caption, self.require_caption)
-        pixels = load_clip(video, self.standard)
-        weight, mean_motion, mask_status, mask_reason = None, None, "", ""
-        if self.weigh is not None:
-            try:
-                weight, mean_motion = self.weigh(pixels, row or {})
-                mean_motion = None if math.isnan(mean_motion) else float(mean_motion)
-            except ClipError as error:
-                mask_status, mask_reason = error.status, error.reason
-        latents = self.step.encode(pixels)
+    def _encode(self, row: Mapping[str, Any], clip: PreparedClip) -> Encoding:
+        latents = self.step.encode(clip.pixels)
         if not latents.isfinite().all():
             raise ClipError(
                 "non_finite",
                 "its latents hold NaN or infinite values: the VAE overflows on it; load the VAE in float32",
             )
-        answers = self.step.answers(caption, {**(row or {}), "pixels": pixels})
+        answers = self.step.answers(clip.caption, {**row, "pixels": clip.pixels})
         return Encoding(
             latents=latents.cpu(),
             answers=answers,
-            weight=weight,
-            mean_motion=mean_motion,
+            weight=clip.weight,
+            mean_motion=clip.mean_motion,
             digest=self.digest,
             mask_digest=self.mask_digest,
-            mask_status=mask_status,
-            mask_reason=mask_reason,
+            mask_status=clip.mask_status,
+            mask_reason=clip.mask_reason,
             settings=self.settings,
         )
 

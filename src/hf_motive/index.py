@@ -419,7 +419,7 @@ class GradientIndex:
             self._provenances.append(provenance)
 
     def _add(self, shard: int, offset: int, record: Mapping[str, Any]) -> None:
-        """Enter a line of a shard. Which of two lines of one id stands must not depend on the order in which shards are read."""
+        """Enter a line of a shard. Which of two lines of one id stands must not depend on the order of reading."""
         if "provenance" in record:
             if record["provenance"] not in self._provenances:
                 self._provenances.append(record["provenance"])

@@ -108,6 +108,14 @@ class ScoreArguments:
             "default is one). Features agree bit for bit between runs of the same number of threads."
         },
     )
+    workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Threads a process that read, decode and find the motion of the next clips while the device is at "
+            "one; each holds a clip in memory. None: the idle cores, at most four. On a CPU --threads takes all, and "
+            "leaves none."
+        },
+    )
     retry_failed: bool = field(default=False, metadata={"help": "Try the clips again that failed in an earlier run."})
     rows: int = field(default=3, metadata={"help": "Clips to show at either end of each table."})
 
@@ -153,7 +161,12 @@ def score(arguments: ScoreArguments, config: AttributionConfig) -> Dataset:
         )
     pipe = load_pipeline(arguments.pipeline, arguments.dtype, state.device)
     attributor = MotiveAttributor(
-        pipe, config, call_kwargs=dict(arguments.call_kwargs or {}), id_column=arguments.id_column, **columns
+        pipe,
+        config,
+        call_kwargs=dict(arguments.call_kwargs or {}),
+        id_column=arguments.id_column,
+        workers=arguments.workers,
+        **columns,
     )
     if arguments.gradient_checkpointing:
         for denoiser in attributor.step.denoisers.values():

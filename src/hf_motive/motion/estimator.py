@@ -23,7 +23,7 @@ class Flow(NamedTuple):
 
 @runtime_checkable
 class MotionEstimator(Protocol):
-    """Anything that turns frames into flow.
+    """Anything that turns frames into flow. Called from one thread at a time, which need not be the main one.
 
     Attributes:
         name: The estimator with its settings, e.g. "dis-medium-neighbour-128". It becomes part of an index's identity:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 from torch import Tensor
 
 from .clip import clip_motion
+from .dis import DISFlow
 from .estimator import MotionEstimator
 from .mask import latent_mask, mean_motion
 
@@ -54,3 +57,9 @@ class MotionWeight:
             "compensate_camera": self.compensate_camera,
             "weigh_confidence": self.weigh_confidence,
         }
+
+
+def one_at_a_time(weigh: Any) -> AbstractContextManager[Any]:
+    """What threads enter to weigh clips: a lock, as an estimator may keep what two would disturb; DIS does not."""
+    stateless = isinstance(weigh, MotionWeight) and type(weigh.estimator) is DISFlow
+    return nullcontext() if stateless else Lock()
