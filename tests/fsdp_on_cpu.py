@@ -1,8 +1,8 @@
-"""examples/train.py with FSDP on CPUs, where Accelerate leaves its plugin for FSDP aside.
+"""An example with FSDP on CPUs, where Accelerate leaves its plugin for FSDP aside.
 
-`accelerate launch --config_file examples/accelerate/fsdp.yaml tests/fsdp_on_cpu.py ... --then ...` runs it once for
-each part between `--then`. Nothing else is other than on GPUs: Accelerate's wrapping, checkpoints and gathering are
-its own.
+`accelerate launch --config_file examples/accelerate/fsdp.yaml tests/fsdp_on_cpu.py train.py ... --then ...` runs it
+once for each part between `--then`. Nothing else is other than on GPUs: Accelerate's wrapping, checkpoints and
+gathering are its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 
-TRAIN = Path(__file__).parents[1] / "examples" / "train.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 _init = AcceleratorState.__init__
 
@@ -31,11 +31,11 @@ def _init_sharded(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, *
 
 def main() -> None:
     AcceleratorState.__init__ = _init_sharded  # type: ignore[method-assign]
-    script, arguments = sys.argv[0], sys.argv[1:]
+    example, arguments = EXAMPLES / sys.argv[1], sys.argv[2:]
     while arguments:
         end = arguments.index("--then") if "--then" in arguments else len(arguments)
-        sys.argv = [script, *arguments[:end]]
-        runpy.run_path(str(TRAIN), run_name="__main__")
+        sys.argv = [str(example), *arguments[:end]]
+        runpy.run_path(str(example), run_name="__main__")
         arguments = arguments[end + 1 :]
 
 

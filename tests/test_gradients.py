@@ -318,6 +318,23 @@ def test_a_non_finite_loss_costs_the_clip(wan, law, value):
     assert info.value.status == "non_finite"
 
 
+def test_what_fails_makes_every_pass_all_the_same(wan, law):
+    """Processes that share a denoiser wait for each other's passes, whatever becomes of their clips."""
+    backwards = []
+
+    def loss(factor: float) -> torch.Tensor:
+        value = loss_of(wan)
+        value.register_hook(lambda gradient: backwards.append(factor))
+        return value * factor
+
+    with (
+        GradientProjector(select_parameters({"transformer": wan}), law, [wan]) as projector,
+        pytest.raises(ClipError, match="draw 0 of 3: the loss is inf"),
+    ):
+        clip_feature(projector, [lambda: loss(math.inf), lambda: loss(1.0), lambda: loss(2.0)])
+    assert backwards == [math.inf, 1.0, 2.0]
+
+
 def test_several_draws_say_which_one_failed(wan, law):
     draws = [lambda: loss_of(wan), lambda: loss_of(wan) * math.nan]
     with (

@@ -74,7 +74,7 @@ def sharded(folder):
         [*job, str(folder / "sharded_lora"), *LORA],
     ]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "fsdp.yaml")]
-    command += ["--main_process_port", "0", "tests/fsdp_on_cpu.py", *parts[0]]
+    command += ["--main_process_port", "0", "tests/fsdp_on_cpu.py", "train.py", *parts[0]]
     for part in parts[1:]:
         command += ["--then", *part]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -22,7 +22,7 @@ from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,11 +41,14 @@ from .motion_columns import stored_mask
 from .pipelines import PipelineStep, digest
 from .processes import processes
 from .projection import Fastfood
+from .sharding import is_shared_out
 from .transforms import Rivals, add_influence, check_groups, influence_columns, is_reserved
 from .video import load_clip
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
+
+Result = TypeVar("Result")
 
 
 class ClipFeature(NamedTuple):
@@ -62,7 +65,7 @@ class ClipFeature(NamedTuple):
 
 
 class _Prepared(NamedTuple):
-    """A clip that only the device has still to see.
+    """A clip that only the pipeline has still to see.
 
     Attributes:
         caption: Checked.
@@ -77,6 +80,20 @@ class _Prepared(NamedTuple):
     weight: Tensor
     mean_motion: float
     encoding: Encoding | None
+
+
+class _Encoded(NamedTuple):
+    """A clip that only the denoiser has still to see.
+
+    Attributes:
+        clip: What it was.
+        latents: (C, T, h, w).
+        answers: Of the frozen parts; None: they are asked at the step itself.
+    """
+
+    clip: _Prepared
+    latents: Tensor
+    answers: Mapping[str, Any] | None
 
 
 class MotiveAttributor:
@@ -197,7 +214,7 @@ class MotiveAttributor:
         Raises:
             ClipError: the clip cannot be scored; `status` and `reason` say why.
         """
-        return self._feature(self._prepare(video, caption, example))
+        return self._feature(self._encode(self._prepare(video, caption, example)))
 
     def _prepare(self, video: Any, caption: str | None, example: Mapping[str, Any] | None) -> _Prepared:
         """What needs no device. Called from several threads at once."""
@@ -215,14 +232,18 @@ class MotiveAttributor:
                 weight, mean_motion = self.motion_weight(row.get("pixels"), example)
         return _Prepared(caption, row, weight, mean_motion, given)
 
-    def _feature(self, clip: _Prepared) -> ClipFeature:
-        """What needs the device."""
+    def _encode(self, clip: _Prepared) -> _Encoded:
+        """What needs the device, and of the denoiser nothing."""
         step, config, given = self.step, self.config, clip.encoding
         latents = step.encode(clip.row["pixels"]) if given is None else given.latents
-        draws = [(timestep, noise) for timestep in config.timesteps for noise in self._noises]
         answers = None if given is None else given.answers
-        if answers is None and len(draws) > 1:
+        if answers is None and (len(config.timesteps) * config.noise_draws > 1 or self._sharded):
             answers = step.answers(clip.caption, clip.row)  # of the frozen parts: the same for every draw
+        return _Encoded(clip, latents, answers)
+
+    def _feature(self, encoded: _Encoded) -> ClipFeature:
+        """The denoiser's part."""
+        step, config, (clip, latents, answers) = self.step, self.config, encoded
 
         def loss(timestep: float, noise: Tensor) -> Tensor:
             weight = clip.weight if config.motion_weighted else None
@@ -230,8 +251,9 @@ class MotiveAttributor:
                 latents, clip.caption, noise=noise, timestep=timestep, weight=weight, example=clip.row, answers=answers
             ).loss
 
+        draws = [partial(loss, timestep, noise) for timestep in config.timesteps for noise in self._noises]
         with GradientProjector(self.parameters, self.projection, step.denoisers.values()) as projector:
-            result = clip_feature(projector, [partial(loss, *draw) for draw in draws])
+            result = clip_feature(projector, draws)
         known_motion = None if math.isnan(clip.mean_motion) else clip.mean_motion
         return ClipFeature(
             result.vector.cpu(),
@@ -423,9 +445,13 @@ class MotiveAttributor:
             )
             workers = idle_threads(self.step.device) if self.workers is None else self.workers
             with bar:
-                for identity, clip in ahead(share, partial(self._prepare_row, dataset), workers):
+                prepared = ahead(share, partial(self._prepare_row, dataset), workers)
+                for identity, found in self._features(prepared):
                     retried = identity in index
-                    self._index_row(index, identity, clip)
+                    if isinstance(found, ClipError):
+                        index.append(identity, None, status=found.status, reason=found.reason)
+                    else:
+                        index.append(identity, found.vector, **found.facts)
                     # Rows that the other processes have written meanwhile count too.
                     new = len(index.refresh()) - known
                     known += new
@@ -457,15 +483,48 @@ class MotiveAttributor:
         except ClipError as error:
             return identity, error
 
-    def _index_row(self, index: GradientIndex, identity: str, clip: _Prepared | ClipError) -> None:
-        try:
-            if isinstance(clip, ClipError):
-                raise clip
-            feature = self._feature(clip)
-        except ClipError as error:
-            index.append(identity, None, status=error.status, reason=error.reason)
-        else:
-            index.append(identity, feature.vector, **feature.facts)
+    def _features(
+        self, clips: Iterable[tuple[str, _Prepared | ClipError]]
+    ) -> Iterator[tuple[str, ClipFeature | ClipError]]:
+        """The feature of each clip, or what is wrong with it.
+
+        Every pass of a sharded denoiser needs all processes. There, they take a clip each when all have one that can
+        be encoded; those that are through with their own repeat the last.
+        """
+        from accelerate.utils import gather_object
+
+        if not self._sharded:
+            for identity, clip in clips:
+                encoded = _or_error(self._encode, clip)
+                yield identity, _or_error(self._feature, encoded)
+            return
+        clips, last = iter(clips), None
+        while True:
+            encoded = None
+            for identity, clip in clips:
+                encoded = _or_error(self._encode, clip)
+                if not isinstance(encoded, ClipError):
+                    last = encoded
+                    break
+                yield identity, encoded
+                encoded = None
+            if not any(gather_object([encoded is not None])):
+                return
+            found = _or_error(self._feature, last or self._encode(self._blank))
+            if encoded is not None:
+                yield identity, found
+
+    @property
+    def _sharded(self) -> bool:
+        return processes().num_processes > 1 and any(map(is_shared_out, self.step.denoisers.values()))
+
+    @property
+    def _blank(self) -> _Prepared:
+        """Stands in for a clip where a process never had one."""
+        standard = self.config.standard
+        pixels = torch.zeros(standard.num_frames, 3, standard.height, standard.width)
+        weight = torch.ones(self.step.latent_shape[1:])
+        return _Prepared("a video", {**self.step.example, "pixels": pixels}, weight, math.nan, None)
 
     def influence(
         self,
@@ -565,6 +624,16 @@ class MotiveAttributor:
             model=self.model_of(index),
         )
         return add_influence(dataset, columns, self.row_id, [name for _, name in found])
+
+
+def _or_error(function: Callable[[Any], Result], clip: Any) -> Result | ClipError:
+    """What a function makes of a clip, or what was wrong with it before or is found so now."""
+    if isinstance(clip, ClipError):
+        return clip
+    try:
+        return function(clip)
+    except ClipError as error:
+        return error
 
 
 def _distinct(names: list[str], ids: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from hf_motive.errors import ClipError
 from hf_motive.factored import Factored, FactoredStream, LinearCalls
 from hf_motive.projection import FoldStream, Projection
+from hf_motive.sharding import is_part, part_again, units
 
 #: Parts of a parameter's name that wrappers add. Without them a compiled or sharded model has the features of a plain
 #: one, whose names choose the projection's randomness.
@@ -64,6 +66,7 @@ def select_parameters(denoisers: Mapping[str, nn.Module], pattern: str | None = 
     names: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
     for component, module in denoisers.items():
+        part_again(module)
         for inner, parameter in module.named_parameters():
             if id(parameter) in seen or not parameter.is_floating_point():
                 continue
@@ -90,7 +93,8 @@ class GradientProjector:
 
     Each parameter's gradient is projected by a post-accumulate hook and dropped before backward computes the next;
     the sum is in float64, so the order in which they arrive does not show at float32. Works with gradient
-    checkpointing of either kind, in bfloat16 and float32, for parameters that are used several times or not at all.
+    checkpointing of either kind, in bfloat16 and float32, for parameters that are used several times or not at all,
+    and for a denoiser that FSDP2 has shared out among processes, of which each may compute another clip.
     (Reentrant checkpointing gives no gradient inside a segment none of whose inputs has one: a subset that starts
     within such a segment needs `use_reentrant=False`, diffusers' default. The coverage shows it.)
 
@@ -125,6 +129,7 @@ class GradientProjector:
         self._stream: FoldStream | None = None
         self._checks: list[tuple[str, Tensor]] = []
         self._restore: list[tuple[nn.Parameter, bool]] = []
+        self._wholes: dict[int, nn.Parameter] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._calls: AbstractContextManager[Any] = nullcontext()
 
@@ -137,6 +142,8 @@ class GradientProjector:
                     f"{name!r} already holds a gradient; call zero_grad(set_to_none=True) on its module first, "
                     "after the optimizer has used it"
                 )
+        for module in self._modules:
+            part_again(module)
         every = {id(p): p for module in self._modules for p in module.parameters() if p.is_floating_point()}
         every.update((id(p), p) for p in self.parameters.values())
         chosen = {id(p) for p in self.parameters.values()}
@@ -144,7 +151,13 @@ class GradientProjector:
         for parameter in every.values():
             parameter.requires_grad_(id(parameter) in chosen)
         for name, parameter in self.parameters.items():
-            self._hooks.append(parameter.register_post_accumulate_grad_hook(self._hook(name)))
+            if not is_part(parameter):
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(self._hook(name)))
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        for unit, places in units(self._modules):
+            found = [(owner, name, names.get(id(owner._parameters[name]))) for owner, name in places]
+            selected = [place for place in found if place[2] is not None]
+            self._hooks.append(unit.register_forward_pre_hook(partial(self._hook_wholes, selected)))
         self._calls = self._linear_calls()
         self._calls.__enter__()
         return self
@@ -155,7 +168,18 @@ class GradientProjector:
             hook.remove()
         for parameter, required in self._restore:
             parameter.requires_grad_(required)
-        self._hooks, self._restore = [], []
+        self._hooks, self._restore, self._wholes = [], [], {}
+
+    def _hook_wholes(self, places: list[tuple[nn.Module, str, str]], *_: Any) -> None:
+        """When the parts of sharded parameters have come together: their gradient is this process's clip's alone.
+
+        It is taken before FSDP would mix it with those of the other processes, which then has nothing to do.
+        """
+        for owner, attribute, name in places:
+            parameter = owner._parameters[attribute]
+            if parameter is not None and not is_part(parameter) and id(parameter) not in self._wholes:
+                self._wholes[id(parameter)] = parameter
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(self._hook(name)))
 
     def _hook(self, name: str) -> Callable[[Tensor], None]:
         def project_and_free(parameter: Tensor) -> None:
@@ -203,10 +227,6 @@ class GradientProjector:
         if loss.numel() != 1:
             raise ValueError(f"the loss must be a scalar, got shape {tuple(loss.shape)}; reduce it with .mean()")
         value = loss.item()
-        if not math.isfinite(value):
-            raise ClipError(
-                "non_finite", f"the loss is {value}; the clip, its latents or its caption overflow the model"
-            )
         if not loss.requires_grad:
             raise ValueError(
                 "the loss has no graph: compute it inside the context, with gradients enabled, "
@@ -215,14 +235,19 @@ class GradientProjector:
         stream, self._checks = self.projection.stream(), []
         self._stream = stream
         try:
+            # Even where the loss is not finite: other processes may wait for this one's part of a sharded denoiser.
             # Casts belong to the forward pass; under autocast the backward's own products would be rounded as well.
             with torch.autocast(loss.device.type, enabled=False):
                 loss.backward()
         finally:
             self._stream = None
             checks, self._checks = self._checks, []
-            for parameter in self.parameters.values():
+            for parameter in (*self.parameters.values(), *self._wholes.values()):
                 parameter.grad = None
+        if not math.isfinite(value):
+            raise ClipError(
+                "non_finite", f"the loss is {value}; the clip, its latents or its caption overflow the model"
+            )
         if not checks:
             some = ", ".join(list(self.parameters)[:3])
             raise RuntimeError(
@@ -268,13 +293,17 @@ def clip_feature(projector: GradientProjector, losses: Iterable[Callable[[], Ten
     losses, draws = list(losses), []
     if not losses:
         raise ValueError("clip_feature needs the loss of at least one (timestep, noise) draw, got none")
+    failed: tuple[int, ClipError] | None = None
     for number, loss in enumerate(losses):
         try:
             draws.append(projector.project(loss()))
-        except ClipError as error:
-            if len(losses) == 1:
-                raise
-            raise ClipError(error.status, f"draw {number} of {len(losses)}: {error.reason}") from error
+        except ClipError as error:  # the others are drawn all the same, for processes that share the denoiser
+            failed = failed or (number, error)
+    if failed is not None:
+        number, error = failed
+        if len(losses) == 1:
+            raise error
+        raise ClipError(error.status, f"draw {number} of {len(losses)}: {error.reason}") from error
     mean = torch.stack([draw.vector.double() / draw.norm for draw in draws]).mean(0)
     norm = mean.norm()
     if norm < 1e-6:

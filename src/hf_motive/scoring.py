@@ -144,6 +144,7 @@ def score(arguments: ScoreArguments, config: AttributionConfig) -> Dataset:
     from .influence import selection_size
     from .processes import processes, threads_of_a_process
     from .report import print_report
+    from .sharding import launched_sharded
 
     state = processes()
     quiet()
@@ -159,7 +160,7 @@ def score(arguments: ScoreArguments, config: AttributionConfig) -> Dataset:
             f"the queries have no column {arguments.group_column!r} to group by; "
             f"they have {', '.join(queries.column_names)}"
         )
-    pipe = load_pipeline(arguments.pipeline, arguments.dtype, state.device)
+    pipe = load_pipeline(arguments.pipeline, arguments.dtype, state.device, sharded=launched_sharded())
     attributor = MotiveAttributor(
         pipe,
         config,
@@ -277,14 +278,23 @@ def quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
-def load_pipeline(source: str, dtype: str, device: Any) -> Any:
+def load_pipeline(source: str, dtype: str, device: Any, *, sharded: bool = False) -> Any:
     """Load a diffusers pipeline, modular or not, from a folder or the Hub.
+
+    Args:
+        source: The folder or id.
+        dtype: As `ScoreArguments` has it.
+        device: Where it goes.
+        sharded: Share its denoisers out among the processes first, so that no device holds one whole.
 
     Raises:
         OSError: there is no pipeline; the message says where it was looked for.
     """
     import torch
     from diffusers import DiffusionPipeline, ModularPipeline
+
+    from .pipelines.denoisers import find_denoisers
+    from .sharding import share_out
 
     if dtype == "auto":
         dtype = "float32" if torch.device(device).type == "cpu" else "bfloat16"
@@ -296,6 +306,8 @@ def load_pipeline(source: str, dtype: str, device: Any) -> Any:
         except (OSError, ValueError):
             raise error from None
         pipe.load_components(dtype=getattr(torch, dtype))
+    if sharded:
+        share_out(find_denoisers(pipe))
     return pipe.to(device)
 
 

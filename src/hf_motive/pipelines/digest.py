@@ -13,6 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from hf_motive.sharding import whole
+
 
 def weights(pipeline: Any) -> dict[str, str]:
     """Component -> 16 hex digits of sha256 over names, dtypes, shapes and bytes of its state, and its configuration.
@@ -25,7 +27,7 @@ def weights(pipeline: Any) -> dict[str, str]:
     for name, module in modules.items():
         digest = hashlib.sha256(text(_configuration(module)).encode())
         for key, value in module.state_dict().items():
-            for inner, tensor in _plain(key, value):
+            for inner, tensor in _plain(key, whole(value)):
                 digest.update(f"{inner} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(_bytes(tensor))
         digest.update("".join(adapters(module)).encode())
@@ -40,7 +42,7 @@ def denoiser(module: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
-        for inner, tensor in _plain(key, value):
+        for inner, tensor in _plain(key, whole(value)):
             digest.update(f"{inner} {tuple(tensor.shape)}".encode())
             digest.update(_bytes(tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor))
     digest.update("".join(adapters(module)).encode())

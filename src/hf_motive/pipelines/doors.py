@@ -25,6 +25,7 @@ from hf_motive.pipelines.error import PipelineError
 from hf_motive.pipelines.observation import Observation, Step
 from hf_motive.pipelines.questions import frozen_doors, place_of
 from hf_motive.pipelines.recall import Recall
+from hf_motive.sharding import is_shared_out
 
 #: Methods that may make the latents of a second stream, such as audio.
 SIDE_METHODS = re.compile(r"prepare_\w+_latents")
@@ -209,6 +210,10 @@ class Doors:
             recorded = {"output": replay[name]} if name in replay else {}
             watched = functools.partial(self._denoise, original, name, recorded, grad, stop)
             self._replace(module, door, functools.wraps(original)(watched))
+            if stop and is_shared_out(module):  # before its weights come together, for which all processes are needed
+                ask = lambda _, args, kwargs, watched=watched: watched(*args, **kwargs)  # noqa: E731
+                handle = module.register_forward_pre_hook(ask, prepend=True, with_kwargs=True)
+                self.stack.callback(handle.remove)
 
     def _denoise(
         self, original: Callable, name: str, recorded: dict, grad: bool, stop: bool, *args: Any, **kwargs: Any

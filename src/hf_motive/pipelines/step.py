@@ -85,7 +85,7 @@ class PipelineStep:
         self._conditioning = Conditioning(pipeline, num_frames, height, width, conditioning, self.call_kwargs)
         example = example or {"pixels": torch.zeros(num_frames, 3, height, width)}
         self._learnt = learn(pipeline, self.denoisers, self._conditioning, example, check)
-        self._learning_example = example
+        self.example = example
         self._doors: LearntDoors | None = None
         self._warned: set[str] = set()
         self._regions: dict[str, range] | None = None
@@ -260,7 +260,7 @@ class PipelineStep:
         if denoiser is None or len(self.denoisers) == 1:
             return range(len(self._learnt.schedule.timesteps))
         if self._regions is None:
-            self._regions = self._learnt.regions(self._conditioning.arguments("a video", self._learning_example))
+            self._regions = self._learnt.regions(self._conditioning.arguments("a video", self.example))
         return self._regions.get(denoiser, range(0))
 
     def scheduled(self, position: int) -> ScheduledTimestep:

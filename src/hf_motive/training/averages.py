@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from ..processes import processes
+from ..sharding import part_again
 
 if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
@@ -247,9 +247,8 @@ class Averaging(TrainerCallback):
 
     def _scatter(self) -> None:
         """FSDP leaves its outermost module gathered after a forward pass, and would use it once more as it is."""
-        for module in self._parameters.modules() if isinstance(self._parameters, nn.Module) else ():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        if isinstance(self._parameters, nn.Module):
+            part_again(self._parameters)
 
     def _started(self) -> EMAModel:
         """At the first step, and not at construction: by then the parameters are sharded and on their device."""

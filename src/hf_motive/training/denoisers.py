@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from hf_motive.training.sharding import blocks
+from hf_motive.sharding import blocks
 
 
 class Denoisers(nn.ModuleDict):

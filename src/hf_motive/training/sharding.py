@@ -1,4 +1,4 @@
-"""Weights shared out among the processes, by FSDP2 or DeepSpeed: where to cut, and the whole from its parts."""
+"""Training weights that are shared out among the processes, by FSDP2 or DeepSpeed: the whole from its parts."""
 
 from __future__ import annotations
 
@@ -8,23 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from hf_motive.sharding import whole
+
 if TYPE_CHECKING:
     from .arguments import MotiveTrainingArguments
-
-
-def blocks(denoiser: nn.Module) -> list[str]:
-    """Names of the classes of the denoiser's blocks, which are the modules with weights in its own lists.
-
-    Lists deeper down are of small parts, and the class of one may be all over the blocks.
-    """
-    found, lists = set(), [child for child in denoiser.children() if isinstance(child, nn.ModuleList)]
-    while lists:
-        for child in lists.pop():
-            if isinstance(child, nn.ModuleList):
-                lists.append(child)
-            elif any(True for _ in child.parameters()) and not type(child).__module__.startswith("torch.nn."):
-                found.add(type(child).__name__)
-    return sorted(found)
 
 
 def sharded_by(args: MotiveTrainingArguments) -> str | None:
@@ -63,27 +50,25 @@ def gathered(module: nn.Module, *, trained: bool, keep: bool) -> dict[str, Tenso
     Returns:
         Name -> whole tensor, on the CPU.
     """
-    from torch.distributed.tensor import DTensor
-
     wanted = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     state = {}
     for name, value in module.state_dict().items():
         if trained and name not in wanted:
             continue
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        together = whole(value)
         if keep:  # a copy: what was gathered has room for weights that do not divide
-            state[name] = whole.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            state[name] = together.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     return state
 
 
-def as_placed(whole: Tensor, place: Tensor) -> Tensor:
+def as_placed(tensor: Tensor, place: Tensor) -> Tensor:
     """A tensor as it can be copied into `place`: sharded likewise, if it is, of which each process keeps its part."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(place, DTensor):
-        return whole
+        return tensor
     mesh = place.device_mesh
-    return distribute_tensor(whole.to(mesh.device_type), mesh, place.placements, src_data_rank=None)
+    return distribute_tensor(tensor.to(mesh.device_type), mesh, place.placements, src_data_rank=None)
 
 
 def _launched_with(variable: str) -> bool:
