@@ -98,6 +98,26 @@ def test_two_processes_give_the_same_index_bit_for_bit(job, one_process, tmp_pat
     np.testing.assert_array_equal(two, one)  # NaN, of the row that is not ranked, equals NaN here
 
 
+def test_encoded_first_and_one_model_at_a_time(job, one_process, tmp_path, monkeypatch):
+    """The same features, from a second run's encodings, too; and the results hold no encodings."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    options = ("--group_column", "kind", "--encode", "true", "--offload", "true")
+    first, second = (run(job, tmp_path / name, *options) for name in ("first", "second"))
+    assert "Encodings of 10 clips" in first.stderr and "Encodings of" not in second.stderr
+    for name in ("index", "index-queries"):
+        expected = GradientIndex.open(one_process[0] / name).digest()
+        assert {GradientIndex.open(tmp_path / out / name).digest() for out in ("first", "second")} == {expected}
+    files = [folder / "influence.parquet" for folder in (tmp_path / "first", one_process[0])]
+    ours, theirs = (Dataset.from_parquet(str(file)) for file in files)
+    assert ours.column_names == theirs.column_names
+    np.testing.assert_array_equal(ours["influence"][:], theirs["influence"][:])
+
+
+def test_what_does_not_go_together():
+    with pytest.raises(ValueError, match="streaming keeps nothing"):
+        ScoreArguments("pipe", "corpus", "queries", encode=True, streaming=True)
+
+
 def test_killed_it_goes_on_where_it_stopped(job, one_process, tmp_path):
     process = subprocess.Popen(
         command(job, tmp_path),

@@ -1,4 +1,4 @@
-"""Scoring with a denoiser that is shared out among processes, by `accelerate launch` and FSDP2: as one process does."""
+"""Scoring with a denoiser that processes share, by `accelerate launch` and FSDP2, gives what one process gives."""
 
 from __future__ import annotations
 

@@ -649,7 +649,7 @@ def _provenance(step: PipelineStep) -> dict[str, Any]:
     packages = ("hf-motive", "torch", "diffusers", "transformers", "opencv-python-headless", "av")
     return {
         "pipeline": str(step.pipeline.config.get("_name_or_path")),
-        "device": str(next(iter(next(iter(step.denoisers.values())).parameters())).device),
+        "device": str(step.device),
         "threads": torch.get_num_threads(),
         **{package: version(package) for package in packages},
     }
