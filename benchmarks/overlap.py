@@ -25,7 +25,7 @@ LAB = ROOT / "examples" / "lab"
 RUNS = {"one process": (1, 0), "one process, a thread ahead": (1, 1), "two processes": (2, 0)}
 
 
-def child(clips: int, workers: int, folder: Path) -> None:
+def child(clips: int, wanted: int, workers: int, folder: Path) -> None:
     """Score in this process; the main one writes what it took."""
     import numpy as np
     import torch
@@ -56,6 +56,8 @@ def child(clips: int, workers: int, folder: Path) -> None:
     start = time.perf_counter()
     index = attributor.index(corpus, folder / "index", progress=False)
     seconds = time.perf_counter() - start
+    if state.num_processes != wanted:
+        raise RuntimeError(f"{state.num_processes} processes were started, not {wanted}")
     if state.is_main_process:
         (folder / "took.json").write_text(json.dumps({"seconds": seconds, "busy": busy, "clips": len(index)}))
 
@@ -64,10 +66,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--child", nargs=2, metavar=("WORKERS", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, metavar=("PROCESSES", "WORKERS", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        return child(arguments.clips, int(arguments.child[0]), Path(arguments.child[1]))
+        return child(arguments.clips, *map(int, arguments.child[:2]), Path(arguments.child[2]))
 
     import torch
 
@@ -75,10 +77,12 @@ def main() -> None:
     for _ in range(arguments.repeats):
         for name, (count, workers) in RUNS.items():
             with tempfile.TemporaryDirectory() as folder:
-                command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(count)]
-                command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-                command += ["--num_cpu_threads_per_process", "1"]
-                command += [__file__, "--clips", str(arguments.clips), "--child", str(workers), folder]
+                command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
+                command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+                # The torchrun launcher, which starts several processes on a CPU, too, goes by this name.
+                command += ["--num_processes", str(count), "--main_process_port", "0"]
+                command += ["--multi_gpu"] if count > 1 else []
+                command += [__file__, "--clips", str(arguments.clips), "--child", str(count), str(workers), folder]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 took[name].append(json.loads((Path(folder) / "took.json").read_text()))
     lines = []
