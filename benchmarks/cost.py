@@ -96,6 +96,22 @@ def measure(model: str, device: str, repeats: int) -> None:
         with GradientProjector(parameters, projection, step.denoisers.values()) as projector:
             return clip_feature(projector, [forward]).vector
 
+    denoiser = step.denoisers["transformer"]
+    asked: list[dict] = []
+    hook = denoiser.register_forward_pre_hook(lambda _, args, kwargs: asked.append(kwargs), with_kwargs=True)
+    forward()
+    hook.remove()
+
+    def together(count: int) -> None:
+        """Forward and backward of the denoiser alone, for several clips at once."""
+        inputs = {
+            name: value.detach().repeat(count, *[1] * (value.ndim - 1)) if torch.is_tensor(value) else value
+            for name, value in asked[0].items()
+        }
+        denoiser(**inputs)[0].square().mean().backward()
+        for parameter in parameters.values():
+            parameter.grad = None
+
     vector, factored = feature(), Factored(dim=512)
     folder = tempfile.TemporaryDirectory()
     index = GradientIndex.create_or_open(Path(folder.name) / "index", settings={"features": {}}, dim=512)
@@ -105,6 +121,8 @@ def measure(model: str, device: str, repeats: int) -> None:
         "fastfood": feature,
         "factored": lambda: feature(factored),
         "forward": forward,
+        "one": lambda: together(1),
+        "eight": lambda: together(8),
         "decode": lambda: load_clip(file, attributor.config.standard),
         "motion": lambda: attributor.motion_weight(pixels),
         "VAE": lambda: step.encode(pixels),
@@ -144,9 +162,10 @@ def measure(model: str, device: str, repeats: int) -> None:
     count = sum(p.numel() for p in parameters.values())
     sizes = [p.numel() * p.element_size() / 2**20 for p in parameters.values()]
     seconds = statistics.median(one["plain"] for one in rounds)
+    batch = statistics.median(one["eight"] / 8 / one["one"] for one in rounds)
     print(
         f"| {model} | {count / 1e6:.2f} M | {seconds * 1e3:.0f} ms "
-        f"| {ratio('fastfood'):.2f} | {ratio('factored'):.2f} "
+        f"| {ratio('fastfood'):.2f} | {ratio('factored'):.2f} | {batch:.2f} "
         f"| {' | '.join(f'{value:.0f}' for value in above)} | {sum(sizes):.0f} | {max(sizes):.1f} |"
     )
     parts = [ratio(name) for name in ("decode", "motion", "VAE", "text", "forward")]
@@ -211,13 +230,14 @@ TEXT = """\
 # Cost of one clip's feature
 
 One clip of 17 frames of 64×64, fp32, D′ = 512, torch {version}, {where}. Medians of {repeats} interleaved repeats; the
-ratios, to a plain forward and backward of the same clip in the same round, are the figures that travel. Memory is the
-peak above what was held before, in MiB: of the forward alone (the activations), of forward and backward, of the
-feature by either projection. Repeat with `python benchmarks/cost.py`.
+ratios, to a plain forward and backward of the same clip in the same round, are the figures that travel. *Eight at
+once* is what a batch could save: a clip's share of the denoiser's forward and backward for eight, to that for one.
+Memory is the peak above what was held before, in MiB: of the forward alone (the activations), of forward and backward,
+of the feature by either projection. Repeat with `python benchmarks/cost.py`.
 
-| model | parameters | forward + backward | Fastfood ÷ that | factored | peak, forward | + backward | Fastfood \
-| factored | all gradients | largest parameter |
-|---|---|---|---|---|---|---|---|---|---|---|
+| model | parameters | forward + backward | Fastfood ÷ that | factored | eight at once | peak, forward | + backward \
+| Fastfood | factored | all gradients | largest parameter |
+|---|---|---|---|---|---|---|---|---|---|---|---|
 {cost}
 
 ## Where the time goes

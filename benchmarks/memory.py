@@ -142,7 +142,8 @@ Gigabytes (10⁹), counted on torch's meta device from the published configurati
 was run on a GPU. *Saved* is what a forward pass leaves for backward, by either path; *with checkpointing* the blocks'
 inputs and one block's. The last column is weights and what is saved with checkpointing: what a card must have before
 the passing tensors of a backward (a few of the largest activation), the latents, and the allocator's own. Text encoder
-and VAE are elsewhere (`--encode --offload`). Repeat with `python benchmarks/memory.py`.
+and VAE are elsewhere (`--encode --offload`). Counted so in float32, the Wan of 50 M parameters in cost.md saves 206
+MiB; its forward was measured to peak at 247. Repeat with `python benchmarks/memory.py`.
 
 | denoiser | clip | weights | saved, Fastfood | saved, factored | with checkpointing, Fastfood | factored \
 | gradient and rows of Fastfood | least for a card |

@@ -13,12 +13,14 @@ import torch.distributed as dist
 from diffusers import WanPipeline
 
 from hf_motive import MotiveAttributor
+from hf_motive.config import AttributionConfig
 from hf_motive.corpus import load_clips
 from hf_motive.factored import Factored
 from hf_motive.gradients import GradientProjector, select_parameters
 from hf_motive.index import GradientIndex
 from hf_motive.pipelines import PipelineStep
 from hf_motive.projection import Fastfood
+from hf_motive.scoring import ScoreArguments, _load_attributor
 from hf_motive.sharding import blocks, is_shared_out, launched_sharded
 from tests.clips import moving_square, save_clip, write_corpus, write_metadata
 from tests.families import wan
@@ -135,11 +137,27 @@ def test_asking_frozen_parts_needs_no_other_process(process_group):
 
 
 def test_what_was_launched(monkeypatch):
-    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    for name in ("ACCELERATE_USE_FSDP", "FSDP_VERSION", "FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        monkeypatch.delenv(name, raising=False)
     assert not launched_sharded()
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", "2")
-    assert launched_sharded()
-    monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(ValueError, match="fsdp_version: 2"):
         launched_sharded()
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert launched_sharded()
+    for name, value, remedy in (
+        ("FSDP_CPU_RAM_EFFICIENT_LOADING", "true", "fsdp_cpu_ram_efficient_loading: false"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "mixed_precision: .no. .* --dtype"),
+    ):
+        with monkeypatch.context() as said, pytest.raises(ValueError, match=remedy):
+            said.setenv(name, value)
+            launched_sharded()
+
+
+def test_sharded_and_offloaded_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    with pytest.raises(ValueError, match="launch without it to offload"):
+        _load_attributor(ScoreArguments("pipe", "corpus", "queries", offload=True), AttributionConfig(), "cpu")

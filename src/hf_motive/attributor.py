@@ -498,21 +498,21 @@ class MotiveAttributor:
                 encoded = _or_error(self._encode, clip)
                 yield identity, _or_error(self._feature, encoded)
             return
-        clips, last = iter(clips), None
+        clips = iter(clips)
+        last: _Encoded | None = None
         while True:
-            encoded = None
+            mine: tuple[str, _Encoded] | None = None
             for identity, clip in clips:
                 encoded = _or_error(self._encode, clip)
                 if not isinstance(encoded, ClipError):
-                    last = encoded
+                    mine, last = (identity, encoded), encoded
                     break
                 yield identity, encoded
-                encoded = None
-            if not any(gather_object([encoded is not None])):
+            if not any(gather_object([mine is not None])):
                 return
             found = _or_error(self._feature, last or self._encode(self._blank))
-            if encoded is not None:
-                yield identity, found
+            if mine is not None:
+                yield mine[0], found
 
     @property
     def _sharded(self) -> bool:

@@ -155,8 +155,11 @@ class GradientProjector:
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(self._hook(name)))
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         for unit, places in units(self._modules):
-            found = [(owner, name, names.get(id(owner._parameters[name]))) for owner, name in places]
-            selected = [place for place in found if place[2] is not None]
+            selected = [
+                (owner, attribute, names[id(owner._parameters[attribute])])
+                for owner, attribute in places
+                if id(owner._parameters[attribute]) in names
+            ]
             self._hooks.append(unit.register_forward_pre_hook(partial(self._hook_wholes, selected)))
         self._calls = self._linear_calls()
         self._calls.__enter__()
@@ -300,10 +303,10 @@ def clip_feature(projector: GradientProjector, losses: Iterable[Callable[[], Ten
         except ClipError as error:  # the others are drawn all the same, for processes that share the denoiser
             failed = failed or (number, error)
     if failed is not None:
-        number, error = failed
+        number, reason = failed
         if len(losses) == 1:
-            raise error
-        raise ClipError(error.status, f"draw {number} of {len(losses)}: {error.reason}") from error
+            raise reason
+        raise ClipError(reason.status, f"draw {number} of {len(losses)}: {reason.reason}") from reason
     mean = torch.stack([draw.vector.double() / draw.norm for draw in draws]).mean(0)
     norm = mean.norm()
     if norm < 1e-6:

@@ -253,6 +253,7 @@ def _load_attributor(arguments: ScoreArguments, config: AttributionConfig, devic
         workers=arguments.workers,
     )
     if arguments.gradient_checkpointing:
+        denoiser: Any
         for denoiser in attributor.step.denoisers.values():
             denoiser.enable_gradient_checkpointing()
     return attributor

@@ -33,12 +33,22 @@ def launched_sharded() -> bool:
     """Whether `accelerate launch` was told to use FSDP.
 
     Raises:
-        ValueError: The first version of it.
+        ValueError: In a way in which scores would be wrong, or those of another model; the message says which.
     """
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() not in ("true", "1"):
+    if not _said("ACCELERATE_USE_FSDP"):
         return False
     if int(os.environ.get("FSDP_VERSION", "1")) != 2:
         raise ValueError("of FSDP only the second version is supported: say fsdp_version: 2 in the launcher's config")
+    if _said("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        raise ValueError(
+            "the launcher's config has one process load all weights, and the text encoder of the others stays empty: "
+            "say fsdp_cpu_ram_efficient_loading: false (examples/accelerate/fsdp.yaml does)"
+        )
+    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
+        raise ValueError(
+            'clips are scored in the precision that the pipeline is loaded in: say mixed_precision: "no" in the '
+            "launcher's config, and --dtype to the job"
+        )
     return True
 
 
@@ -100,3 +110,7 @@ def _without_units(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
         if not isinstance(child, FSDPModule):
             yield from _without_units(child)
+
+
+def _said(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("true", "1")
