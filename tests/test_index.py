@@ -554,3 +554,21 @@ def test_a_header_that_is_missing_broken_or_newer(tmp_path):
         IndexCorruptError, match=r"holds shards but no index.json: restore that file or empty the folder"
     ):
         write(tmp_path, 1)
+
+
+def test_nearest_clips_by_faiss(tmp_path):
+    """As the README shows it, through `datasets`."""
+    import faiss
+    from datasets import Dataset
+
+    vectors = torch.nn.functional.normalize(torch.randn(60, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    with GradientIndex.create_or_open(tmp_path, {"features": {}}, 64) as index:
+        for number, vector in enumerate(vectors):
+            index.append(f"clip {number:02d}", vector)
+    ids = index.ids("ok")
+    nearest = Dataset.from_dict({"id": ids, "feature": index.features(ids).numpy()})
+    nearest.add_faiss_index("feature", string_factory="HNSW32", metric_type=faiss.METRIC_INNER_PRODUCT)
+    scores, found = nearest.get_nearest_examples("feature", vectors[7].numpy(), k=5)
+    expected = (vectors @ vectors[7]).topk(5)
+    assert found["id"] == [f"clip {number:02d}" for number in expected.indices]
+    torch.testing.assert_close(torch.from_numpy(scores), expected.values)
