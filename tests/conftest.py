@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+import torch.distributed as dist
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,3 +40,12 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def process_group(tmp_path_factory):
+    """A world of one process: what is shared out is DTensors all the same."""
+    place = tmp_path_factory.mktemp("group") / "rendezvous"
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from diffusers import WanPipeline, WanTransformer3DModel
 from peft import LoraConfig
 from safetensors.torch import load_file
@@ -152,15 +151,6 @@ def test_a_lora_is_that_of_one_process(folder, sharded):
 
 
 # -------------------------------------------------------------------------------------------------- where it is cut
-
-
-@pytest.fixture(scope="module")
-def process_group(tmp_path_factory):
-    """A world of one process: what is shared out is DTensors all the same."""
-    place = tmp_path_factory.mktemp("group") / "rendezvous"
-    dist.init_process_group("gloo", init_method=f"file://{place}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("name", ["wan2.1", "modelscope", "kandinsky5-t2v", "hunyuanvideo"])

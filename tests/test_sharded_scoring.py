@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from diffusers import WanPipeline
 
 from hf_motive import MotiveAttributor
@@ -84,14 +83,6 @@ def test_two_processes_score_as_one_does(folder, sharded, tmp_path, name):
         assert all(one.facts.get("coverage") == other.facts.get("coverage") for one, other in rows)
     assert alone.counts() == {"ok": 1}
     assert len(list((sharded / name / "index").glob("shard-*.rows.jsonl"))) == 2
-
-
-@pytest.fixture(scope="module")
-def process_group(tmp_path_factory):
-    place = tmp_path_factory.mktemp("group") / "rendezvous"
-    dist.init_process_group("gloo", init_method=f"file://{place}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("law", [Fastfood(dim=64), Factored(dim=64, rank=8)], ids=["fastfood", "factored"])
