@@ -411,3 +411,12 @@ def test_selection_errors_show_names_that_exist(wan):
         select_parameters({"transformer": wan}, "(")
     with pytest.raises(ValueError, match="none that are floating"):
         select_parameters({"transformer": nn.ReLU()})
+
+
+@pytest.mark.parametrize("mark", ["_fsdp_flattened", "ds_id"])
+def test_weights_without_their_own_shape_are_refused(mark):
+    """Projected as they are, they would be other features than those of the whole denoiser."""
+    linear = torch.nn.Linear(4, 4)
+    setattr(linear.weight, mark, 1)
+    with pytest.raises(ValueError, match="transformer were taken apart.*FSDP2"):
+        select_parameters({"transformer": linear})

@@ -31,7 +31,8 @@ class Factored:
 
     and K, under the parameter's name, is what Fastfood projects. All other parameters (norms, biases, tables, narrow
     matrices) go to Fastfood as they are. So P = F · diag(…, (B_l ⊗ A_l)ᵀ/r, …): linear in the gradient, and
-    summed in any order. (Shards of a matrix could be summed as well; that is not built, and they are refused.)
+    summed in any order. (Shards of a matrix could be summed as well; that is not built, and they are refused.
+    `GradientProjector` sees the whole gradients of a sharded denoiser.)
 
     **Why.** Of a linear layer G = Σ_t dY_tᵀ X_t over its tokens, so K = 1/r · (dY B)ᵀ (X A): thin products in place of
     the third of a training step's matrix products that makes G, and X A to be kept for backward in place of X. Where

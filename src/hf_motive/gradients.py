@@ -55,7 +55,8 @@ def select_parameters(denoisers: Mapping[str, nn.Module], pattern: str | None = 
         two denoisers) stands once, under its first.
 
     Raises:
-        ValueError: The pattern is not a regular expression, or nothing matches; the message shows names that exist.
+        ValueError: The pattern is not a regular expression, nothing matches (the message shows names that exist), or
+            the denoiser is sharded in another way than by FSDP2.
     """
     try:
         matches = re.compile(pattern or "").search
@@ -70,6 +71,11 @@ def select_parameters(denoisers: Mapping[str, nn.Module], pattern: str | None = 
         for inner, parameter in module.named_parameters():
             if id(parameter) in seen or not parameter.is_floating_point():
                 continue
+            if hasattr(parameter, "_fsdp_flattened") or hasattr(parameter, "ds_id"):
+                raise ValueError(
+                    f"the weights of {component} were taken apart by the first version of FSDP or by DeepSpeed, which "
+                    "leave no parameter as it was: share them out by FSDP2 (examples/accelerate/fsdp.yaml)"
+                )
             seen.add(id(parameter))
             parts = (part for part in inner.split(".") if part not in _WRAPPERS)
             names[".".join((component, *parts))] = parameter
