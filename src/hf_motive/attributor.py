@@ -478,10 +478,8 @@ class MotiveAttributor:
         identity, example = row
         if isinstance(example, int):
             example = dataset[example]
-        try:
-            return identity, self._prepare(example[self.video_column], example[self.caption_column], example)
-        except ClipError as error:
-            return identity, error
+        prepare = partial(self._prepare, example[self.video_column], example[self.caption_column])
+        return identity, _or_error(prepare, example)
 
     def _features(
         self, clips: Iterable[tuple[str, _Prepared | ClipError]]
@@ -633,7 +631,7 @@ def _or_error(function: Callable[[Any], Result], clip: Any) -> Result | ClipErro
     try:
         return function(clip)
     except ClipError as error:
-        return error
+        return error.with_traceback(None)  # whose frames hold the clip
 
 
 def _distinct(names: list[str], ids: list[str]) -> list[str]:

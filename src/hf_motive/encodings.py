@@ -181,7 +181,7 @@ class ClipEncoder:
             caption = checked_caption(row[self.caption_column], self.require_caption)
             pixels = load_clip(row[self.video_column], self.standard)
         except ClipError as error:
-            return error
+            return error.with_traceback(None)  # whose frames hold the clip
         if self.weigh is None:
             return PreparedClip(caption, pixels)
         try:
