@@ -135,12 +135,12 @@ def test_a_stream_goes_on_where_it_stopped(attributor, folder, on_disk, tmp_path
     begun = attributor.index(stream.take(3), tmp_path / "index", progress=False)
     assert len(begun) == 3
     computed = []
-    feature = attributor.feature
-    attributor.feature = lambda *clip: computed.append(clip[1]) or feature(*clip)
+    prepare = attributor._prepare
+    attributor._prepare = lambda *clip: computed.append(clip[1]) or prepare(*clip)
     try:
         index = attributor.index(stream, tmp_path / "index", progress=False)
     finally:
-        del attributor.feature
+        del attributor._prepare
     assert len(computed) == 3  # six different clips in all
     assert held(index) == held(on_disk[0])
     again = attributor.index(stream, tmp_path / "index", progress=False)
