@@ -420,3 +420,25 @@ def test_weights_without_their_own_shape_are_refused(mark):
     setattr(linear.weight, mark, 1)
     with pytest.raises(ValueError, match="transformer were taken apart.*FSDP2"):
         select_parameters({"transformer": linear})
+
+
+def test_two_losses_of_one_forward_pass(wan, law):
+    """What is asked of one graph in turn is what two passes give, and the graph is gone after the last."""
+
+    def prediction(model) -> torch.Tensor:
+        g = torch.Generator().manual_seed(0)
+        latents, text = torch.randn(1, 4, 3, 4, 6, generator=g), torch.randn(1, 5, 16, generator=g)
+        return model(latents, torch.tensor([751.0]), text, return_dict=False)[0]
+
+    def losses(model) -> list[torch.Tensor]:
+        output = prediction(model)
+        return [(output[:, :, :1] ** 2).mean(), (output[:, :, 1:] ** 2).mean()]
+
+    with GradientProjector(select_parameters({"transformer": wan}), law, [wan]) as projector:
+        first, second = losses(wan)
+        together = [projector.project(first, retain_graph=True).vector, projector.project(second).vector]
+        with pytest.raises(RuntimeError, match="second time"):
+            projector.project(first)
+    for number, vector in enumerate(together):
+        apart = streamed(wan, law, loss=lambda model, number=number: losses(model)[number]).vector
+        torch.testing.assert_close(vector, apart, rtol=1e-5, atol=1e-6)

@@ -219,11 +219,12 @@ class GradientProjector:
         names = {id(p): name for name, p in self.parameters.items() if law.is_factored(p.shape)}
         return LinearCalls(self._modules, names, law.inputs, self._take)
 
-    def project(self, loss: Tensor) -> GradientFeature:
+    def project(self, loss: Tensor, retain_graph: bool = False) -> GradientFeature:
         """Runs backward and returns the projected gradient, not normalised.
 
         Args:
             loss: A finite scalar with its graph, which is freed.
+            retain_graph: Keep the graph, for another loss of the same forward pass.
 
         Raises:
             ClipError: "non_finite": the loss is, or a gradient is (the message names the first, in the order of
@@ -247,7 +248,7 @@ class GradientProjector:
             # Even where the loss is not finite: other processes may wait for this one's part of a sharded denoiser.
             # Casts belong to the forward pass; under autocast the backward's own products would be rounded as well.
             with torch.autocast(loss.device.type, enabled=False):
-                loss.backward()
+                loss.backward(retain_graph=retain_graph)
         finally:
             self._stream = None
             checks, self._checks = self._checks, []
