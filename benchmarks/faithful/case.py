@@ -1,0 +1,110 @@
+"""One experiment as tensors: the base model, the clips of a corpus and the queries, as a training step takes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from miniature import world
+from miniature.choosing import encoded
+from torch import Tensor
+
+from hf_motive.encoded_blob import Encoding, read_encoding
+
+
+class Clips(NamedTuple):
+    """N clips that have a mask: those in which nothing moves are left out, because no contender can rank them.
+
+    Attributes:
+        latents: (N, C, T, h, w), normalised as the denoiser sees them.
+        captions: (N, L, E), the text encoder's.
+        weights: (N, T, h, w) in [0, 1], the motion masks.
+        facts: Of each clip what world.write_clips knows, and `mean_motion` in pixels a frame.
+        rows: Of the dataset, with their encodings: what `MotiveAttributor` reads.
+    """
+
+    latents: Tensor
+    captions: Tensor
+    weights: Tensor
+    facts: list[dict[str, Any]]
+    rows: Any
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def part(self, start: int, stop: int) -> Clips:
+        rows = self.rows.select(range(start, min(stop, len(self))))
+        return Clips(*(values[start:stop] for values in self[:-1]), rows)
+
+    def labels(self, name: str) -> np.ndarray:
+        return np.array([clip[name] for clip in self.facts])
+
+
+class Case(NamedTuple):
+    """What every run needs; `base` is the folder of the checkpoint that all of them start from."""
+
+    base: Path
+    corpus: Clips
+    queries: Clips
+
+    def pipeline(self) -> Any:
+        from diffusers import WanPipeline
+
+        pipe = WanPipeline.from_pretrained(self.base)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+
+def make(lab: Path, output: Path, *, corpus: int, queries: int, base_clips: int, base_steps: int, lr: float) -> Case:
+    """The world of benchmarks/curation.py, made once and kept in a folder.
+
+    Args:
+        lab: The pipeline of the lab.
+        output: The folder.
+        corpus: Clips.
+        queries: Clips of each motion.
+        base_clips, base_steps, lr: Of the training in which the base unlearns.
+    """
+    base = output / "base"
+    world.make_base(lab, base, clips=base_clips, steps=base_steps, lr=lr)
+    world.write_clips(output / "corpus", world.corpus_clips(corpus))
+    world.write_clips(output / "queries", world.query_clips(queries))
+    empty = Case(base, None, None)  # type: ignore[arg-type]
+    pipe = empty.pipeline()
+    both = encoded(pipe, world.CLIP, [output / "corpus", output / "queries"])
+    return Case(base, *(_clips(pipe.vae.config, rows) for rows in both))
+
+
+def _clips(vae: Any, rows: Any) -> Clips:
+    mean, std = (torch.tensor(values).view(-1, 1, 1, 1) for values in (vae.latents_mean, vae.latents_std))
+    encodings = [read_encoding(blob) for blob in rows["encoded"]]
+    rows = rows.select(np.flatnonzero([encoding.weight is not None for encoding in encodings]))
+    encodings = [encoding for encoding in encodings if encoding.weight is not None]
+    facts = [dict(row) for row in rows.remove_columns(["video", "encoded"])]
+    for clip, encoding in zip(facts, encodings, strict=True):
+        clip["mean_motion"] = encoding.mean_motion
+    return Clips(
+        torch.stack([(encoding.latents - mean) / std for encoding in encodings]),
+        torch.stack([_caption(encoding) for encoding in encodings]),
+        torch.stack([encoding.weight for encoding in encodings]),
+        facts,
+        rows,
+    )
+
+
+def _caption(encoding: Encoding) -> Tensor:
+    """What the text encoder said: the one answer of a pipeline whose one frozen part it is."""
+    (answer,) = encoding.answers.values()
+    return answer.tensors[0][0]
+
+
+def check(output: Path, settings: dict[str, Any]) -> None:
+    """A folder holds one experiment: another must not be mixed into its table."""
+    text, path = json.dumps(settings, indent=1), output / "settings.json"
+    if path.exists() and path.read_text("utf-8") != text:
+        raise SystemExit(f"{path} is of another experiment: give another --output, or delete {output}")
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,126 @@
+"""What a choice of clips does to the queries' loss: fine-tune on it, and measure.
+
+Everything random is a function of the seed, the clip and how often it has been seen, so that two choices under one
+seed differ by their clips and by nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .case import Clips
+
+
+@dataclass(frozen=True)
+class Training:
+    """AdamW as `MotiveTrainer` sets it up, all parameters, bfloat16 autocast."""
+
+    epochs: int = 3
+    batch: int = 8
+    lr: float = 3e-4
+    warmup: int = 5
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """At which noise levels, and with how many noises each, the queries' loss is taken."""
+
+    timesteps: tuple[float, ...] = (250.0, 500.0, 751.0, 900.0)
+    noises: int = 2
+
+
+class Model:
+    """A denoiser that can be set back to the base.
+
+    Args:
+        pipe: The base.
+        compiled: Compile it: half a minute at first, and a third of the time after that.
+    """
+
+    def __init__(self, pipe: Any, compiled: bool = False):
+        self.denoiser = pipe.transformer.train()
+        self.shift = float(pipe.scheduler.config.flow_shift)
+        self._base = {name: value.clone() for name, value in self.denoiser.state_dict().items()}
+        self._forward: Callable[..., Any] = torch.compile(self.denoiser) if compiled else self.denoiser
+
+    def reset(self) -> None:
+        self.denoiser.load_state_dict(self._base)
+
+    def squared_error(self, clean: Tensor, captions: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """(B, C, T, h, w): of the velocity, noise − clean, at x = (1 − σ) clean + σ noise."""
+        blend = sigma.view(-1, 1, 1, 1, 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = self._forward((1 - blend) * clean + blend * noise, sigma * 1000, captions, return_dict=False)
+        return (predicted[0].float() - (noise - clean)) ** 2
+
+
+def showings(chosen: Sequence[int], of: int, seed: int, epochs: int) -> list[tuple[int, int]]:
+    """(clip, how often it was seen before): the order of the whole corpus, from which the others are left out."""
+    wanted, order = set(int(clip) for clip in chosen), []
+    for epoch in range(epochs):
+        order += [(int(c), epoch) for c in np.random.default_rng([seed, epoch]).permutation(of) if int(c) in wanted]
+    return order
+
+
+def draw(shape: Sequence[int], seed: int, clip: int, showing: int, epochs: int, shift: float) -> tuple[Tensor, float]:
+    """The noise and σ of a showing.
+
+    σ is spread as the scheduler's shift spreads it, and evenly over a clip's showings: left to chance, one clip would
+    be seen at high noise three times and another never, which says nothing of the clips.
+    """
+    rng = np.random.default_rng([seed, clip])
+    turn, place = rng.integers(epochs), rng.random()
+    u = ((turn + showing) % epochs + place) / epochs
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)) + showing)
+    return torch.randn(shape, generator=generator), float(shift * u / (1 + (shift - 1) * u))
+
+
+def fine_tune(model: Model, corpus: Clips, chosen: Sequence[int], seed: int, settings: Training) -> None:
+    """From the base, in place; what does not fill a batch at the end is left out."""
+    model.reset()
+    order = showings(chosen, len(corpus), seed, settings.epochs)
+    steps = len(order) // settings.batch
+    optimizer = torch.optim.AdamW(model.denoiser.parameters(), lr=settings.lr, weight_decay=0.0)
+    for step in range(steps):
+        seen = order[step * settings.batch : (step + 1) * settings.batch]
+        drawn = [
+            draw(corpus.latents.shape[1:], seed, clip, showing, settings.epochs, model.shift) for clip, showing in seen
+        ]
+        rows = torch.tensor([clip for clip, _ in seen])
+        noise, sigma = torch.stack([n for n, _ in drawn]), torch.tensor([s for _, s in drawn])
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * min((step + 1) / settings.warmup, (steps - step) / steps)
+        model.squared_error(corpus.latents[rows], corpus.captions[rows], noise, sigma).mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.denoiser.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def losses(model: Model, queries: Clips, settings: Measurement, batch: int = 8) -> np.ndarray:
+    """(2, Q, timesteps, noises) float64: the motion-weighted and the plain loss of each query.
+
+    The weighted one is a mean over the weight, so that a query with much motion counts no more than one with little.
+    """
+    found = np.zeros((2, len(queries), len(settings.timesteps), settings.noises))
+    cells = [(q, t, n) for t in range(len(settings.timesteps)) for n in range(settings.noises)
+             for q in range(len(queries))]  # fmt: skip
+    noises = [torch.randn(queries.latents.shape[1:], generator=torch.Generator().manual_seed(90_001 + n))
+              for n in range(settings.noises)]  # fmt: skip
+    for start in range(0, len(cells), batch):
+        part = cells[start : start + batch]
+        rows = torch.tensor([q for q, _, _ in part])
+        sigma = torch.tensor([settings.timesteps[t] / 1000 for _, t, _ in part])
+        noise = torch.stack([noises[n] for _, _, n in part])
+        squares = model.squared_error(queries.latents[rows], queries.captions[rows], noise, sigma).mean(1).double()
+        weight = queries.weights[rows].double()
+        weighted = (squares * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
+        for cell, one, other in zip(part, weighted.tolist(), squares.mean((1, 2, 3)).tolist(), strict=True):
+            found[(0, *cell)], found[(1, *cell)] = one, other
+    return found

@@ -1,0 +1,135 @@
+"""Do the scores predict what training on the clips does? Retrain, and see.
+
+    python benchmarks/faithfulness.py                              # everything, then the table; stopped, it goes on
+    python benchmarks/faithfulness.py --prepare                    # the clips and the base; then, on two cores,
+    python benchmarks/faithfulness.py --share 1/2 & python benchmarks/faithfulness.py --share 2/2; wait
+    python benchmarks/faithfulness.py --gradients                  # what the contenders are made of
+    python benchmarks/faithfulness.py --table                      # and the table of what is finished
+    python benchmarks/faithfulness.py --smoke                      # all of it, tiny, to see that it runs
+
+From one base model, fine-tune on random halves of a corpus, with the same order, noise and timesteps for each under
+one seed; measure each query's loss; and correlate it, over the halves, with the sums of the influence of their clips.
+That correlation is the linear datamodeling score (LDS), and what two seeds of the same half agree on is its ceiling.
+
+The world is that of benchmarks/curation.py. Everything is kept under --output, and what is there is not done again.
+Writes benchmarks/results/faithfulness.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).parents[1]
+LAB = ROOT / "examples" / "lab" / "pipeline"
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from faithful import case, gradients  # noqa: E402
+from faithful.retraining import Measurement, Model, Training, fine_tune, losses  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the experiment is."""
+
+    corpus: int = 400
+    queries: int = 6  # of each motion
+    base_clips: int = 400
+    base_steps: int = 150
+    base_lr: float = 3e-4
+    halves: int = 48
+    seeds: tuple[int, ...] = (0, 1)
+    training: Training = field(default_factory=Training)
+    measurement: Measurement = field(default_factory=Measurement)
+    draws: gradients.Draws = field(default_factory=gradients.Draws)
+    dim: int = 2048  # of every projection
+    probe: int = 60  # clips that second moments are taken of
+
+
+SMOKE = Size(
+    corpus=20, queries=1, base_clips=3, base_steps=1, halves=3, training=Training(epochs=1, batch=4),
+    measurement=Measurement((751.0,), 1),
+    draws=gradients.Draws((751.0,), 1), dim=512, probe=2,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model: what it is trained on, and the seed of everything random."""
+
+    name: str
+    chosen: tuple[int, ...]
+    seed: int
+
+    def path(self, output: Path) -> Path:
+        return output / "models" / f"{self.name}-{self.seed}.npz"
+
+
+def half(number: int, of: int) -> np.ndarray:
+    """The clips of a random half, sorted."""
+    return np.sort(np.random.default_rng([71_001, number]).permutation(of)[: of // 2])
+
+
+def halves(size: Size, of: int) -> Iterator[Run]:
+    for number in range(size.halves):
+        for seed in size.seeds:
+            yield Run(f"half-{number:03d}", tuple(half(number, of).tolist()), seed)
+
+
+def do(run: Run, made: case.Case, model: Model, size: Size, output: Path) -> None:
+    """Train and measure; what is finished stays."""
+    path = run.path(output)
+    if path.exists():
+        return
+    begin = time.monotonic()
+    fine_tune(model, made.corpus, run.chosen, run.seed, size.training)
+    trained = time.monotonic() - begin
+    found = losses(model, made.queries, size.measurement)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, losses=found, chosen=np.array(run.chosen), seconds=[trained, time.monotonic() - begin])
+    partial.rename(path)
+    print(f"{path.stem}: {time.monotonic() - begin:.0f} s", flush=True)
+
+
+def main() -> None:
+    from hf_motive.scoring import quiet
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="folder; by default runs/faithfulness, or its -smoke")
+    parser.add_argument("--smoke", action="store_true", help="a tiny one, in two minutes")
+    parser.add_argument("--prepare", action="store_true", help="make the clips and the base, and train no model")
+    parser.add_argument("--share", default="1/1", help="k/n: train the k-th of every n models; for n processes")
+    parser.add_argument("--no-compile", dest="compiled", action="store_false", help="train without torch.compile")
+    parser.add_argument("--gradients", action="store_true", help="train nothing; compute the contenders' gradients")
+    parser.add_argument("--table", action="store_true", help="train nothing; write the table of what is finished")
+    told = parser.parse_args()
+    quiet()
+    torch.set_num_threads(1)
+    size = SMOKE if told.smoke else Size()
+    output = told.output or ROOT / "runs" / ("faithfulness-smoke" if told.smoke else "faithfulness")
+    world = {"corpus": size.corpus, "queries": size.queries, "base_clips": size.base_clips}
+    training, measurement = asdict(size.training), asdict(size.measurement)
+    case.check(output, {**world, "base_steps": size.base_steps, "training": training, "measurement": measurement})
+    made = case.make(LAB, output, **world, base_steps=size.base_steps, lr=size.base_lr)
+    k, n = map(int, told.share.split("/"))
+    alone = told.prepare or told.gradients or told.table
+    if told.gradients or not alone:
+        gradients.compute(
+            made.pipeline(), made.corpus, made.queries, output / "gradients", size.draws, size.dim, size.probe
+        )
+    if not alone:
+        model = Model(made.pipeline(), compiled=told.compiled and not told.smoke)
+        for run in list(halves(size, len(made.corpus)))[k - 1 :: n]:
+            do(run, made, model, size, output)
+
+
+if __name__ == "__main__":
+    main()
