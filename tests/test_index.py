@@ -479,6 +479,31 @@ def test_settings_that_json_changes_are_equal_to_themselves(tmp_path):
         GradientIndex.create_or_open(tmp_path, settings, DIM).close()
 
 
+# Several draws
+
+
+def test_draws_are_kept_and_a_feature_is_their_mean(tmp_path):
+    units = torch.nn.functional.normalize(torch.randn(5, 3, DIM, generator=torch.Generator().manual_seed(0)), dim=-1)
+    for shard, rows in (("00000", (0, 1, 2)), ("00001", (3, 4))):
+        with GradientIndex.create_or_open(tmp_path, SETTINGS, DIM, shard, draws=3) as index:
+            for row in rows:
+                index.append(f"clip {row}", units[row])
+            with pytest.raises(ValueError, match=r"has shape \(16,\), the index holds \(3, 16\)"):
+                index.append("x", units[0, 0])
+            with pytest.raises(ValueError, match="all zeros"):
+                index.append("x", units[0] * torch.tensor([1.0, 0.0, 1.0])[:, None])
+    index = GradientIndex.open(tmp_path)
+    ids = [f"clip {row}" for row in (4, 0, 2)]
+    assert (index.dim, index.draws) == (DIM, 3)
+    assert torch.equal(index.features_by_draw(ids), units[[4, 0, 2]])
+    mean = units[[4, 0, 2]].double().mean(1)
+    torch.testing.assert_close(index.features(ids), (mean / mean.norm(dim=1, keepdim=True)).float())
+    assert torch.equal(torch.cat([part for _, part in index.chunks(2, ids, by_draw=True)]), units[[4, 0, 2]])
+    index.verify()
+    with pytest.raises(IndexMismatchError, match="draws: 3 in the index, 1 in this run"):
+        GradientIndex.create_or_open(tmp_path, SETTINGS, DIM)
+
+
 # Bad input
 
 
@@ -488,7 +513,7 @@ def test_settings_that_json_changes_are_equal_to_themselves(tmp_path):
         ({"id": "", "feature": torch.ones(DIM)}, "id must be a non-empty string, got ''"),
         ({"id": 3, "feature": torch.ones(DIM)}, "id must be a non-empty string, got 3"),
         ({"id": "x", "feature": torch.ones(DIM + 1)}, r"feature of 'x' has shape \(17,\), the index holds \(16,\)"),
-        ({"id": "x", "feature": torch.ones(1, DIM)}, r"has shape \(1, 16\)"),
+        ({"id": "x", "feature": torch.ones(2, DIM)}, r"has shape \(2, 16\), the index holds \(16,\)"),
         ({"id": "x", "feature": torch.full((DIM,), torch.nan)}, "is not finite: .* feature=None, status='non_finite'"),
         ({"id": "x", "feature": torch.full((DIM,), 1e39, dtype=torch.float64)}, "is not finite"),
         ({"id": "x", "feature": torch.zeros(DIM)}, "is all zeros and has no direction"),

@@ -56,11 +56,13 @@ class ClipFeature(NamedTuple):
 
     Attributes:
         vector: (D',) float32, unit norm: the projected motion-weighted gradient.
+        draws: (K, D') float32, unit norm each: of each (timestep, noise). `vector` is their mean, brought to norm 1.
         facts: Numbers beside it: `mean_motion` in pixels per frame (None where masks come from a column and it does
             not), `loss`, `coverage` in [0, 1].
     """
 
     vector: Tensor
+    draws: Tensor
     facts: dict[str, float | None]
 
 
@@ -256,7 +258,8 @@ class MotiveAttributor:
             result = clip_feature(projector, draws)
         known_motion = None if math.isnan(clip.mean_motion) else clip.mean_motion
         return ClipFeature(
-            result.vector.cpu(),
+            result.vector,
+            result.draws,
             {"mean_motion": known_motion, "loss": float(result.loss), "coverage": float(result.coverage)},
         )
 
@@ -417,6 +420,7 @@ class MotiveAttributor:
             path,
             settings={"features": self.settings(), "provenance": _provenance(self.step)},
             dim=self.projection.dim,
+            draws=len(self.config.timesteps) * self.config.noise_draws,
             shard=f"{state.process_index:05d}",
         )
         with index:
@@ -451,7 +455,7 @@ class MotiveAttributor:
                     if isinstance(found, ClipError):
                         index.append(identity, None, status=found.status, reason=found.reason)
                     else:
-                        index.append(identity, found.vector, **found.facts)
+                        index.append(identity, found.draws, **found.facts)
                     # Rows that the other processes have written meanwhile count too.
                     new = len(index.refresh()) - known
                     known += new

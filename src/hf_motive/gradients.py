@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hf_motive.draws import average
 from hf_motive.errors import ClipError
 from hf_motive.factored import Factored, FactoredStream, LinearCalls
 from hf_motive.projection import FoldStream, Projection
@@ -30,16 +31,37 @@ class GradientFeature(NamedTuple):
     """A projected gradient.
 
     Attributes:
-        vector: (dim,) float32 on the CPU. From `GradientProjector.project` P g itself; from `clip_feature` of norm 1.
-        norm: ‖P g‖, which estimates ‖g‖ with a relative standard deviation of about 1/√(2 dim); averaged over draws.
-        coverage: Share in [0, 1] of the selected parameters' elements that received a gradient; the least over draws.
-        loss: The loss; averaged over draws.
+        vector: (dim,) float32 on the CPU: P g.
+        norm: ‖P g‖, which estimates ‖g‖ with a relative standard deviation of about 1/√(2 dim).
+        coverage: Share in [0, 1] of the selected parameters' elements that received a gradient.
+        loss: The loss.
     """
 
     vector: Tensor
     norm: float
     coverage: float
     loss: float
+
+
+class DrawnFeature(NamedTuple):
+    """Projected gradients of one clip at K (timestep, noise) draws.
+
+    Attributes:
+        draws: (K, dim) float32 on the CPU: P g of each, brought to norm 1.
+        norm: Mean of ‖P g‖.
+        coverage: The least of the draws' coverages.
+        loss: Mean loss.
+    """
+
+    draws: Tensor
+    norm: float
+    coverage: float
+    loss: float
+
+    @property
+    def vector(self) -> Tensor:
+        """(dim,) float32, of norm 1: what the draws give together."""
+        return average(self.draws)
 
 
 def select_parameters(denoisers: Mapping[str, nn.Module], pattern: str | None = None) -> dict[str, nn.Parameter]:
@@ -284,11 +306,11 @@ class GradientProjector:
         return GradientFeature(vector, norm, coverage, value)
 
 
-def clip_feature(projector: GradientProjector, losses: Iterable[Callable[[], Tensor]]) -> GradientFeature:
+def clip_feature(projector: GradientProjector, losses: Iterable[Callable[[], Tensor]]) -> DrawnFeature:
     """One clip's feature over one or several (timestep, noise) draws.
 
-    Each draw's projected gradient is brought to norm 1, these are averaged, and the mean is brought to norm 1: then a
-    dot product of two features is their influence (the paper's, with one draw: its shared timestep and noise).
+    Each draw's projected gradient is brought to norm 1; `draws.average` of them is the clip's feature, and a dot
+    product of two features is their influence (the paper's, with one draw: its shared timestep and noise).
 
     Args:
         projector: Entered.
@@ -314,12 +336,11 @@ def clip_feature(projector: GradientProjector, losses: Iterable[Callable[[], Ten
         if len(losses) == 1:
             raise reason
         raise ClipError(reason.status, f"draw {number} of {len(losses)}: {reason.reason}") from reason
-    mean = torch.stack([draw.vector.double() / draw.norm for draw in draws]).mean(0)
-    norm = mean.norm()
-    if norm < 1e-6:
+    units = torch.nn.functional.normalize(torch.stack([draw.vector.double() / draw.norm for draw in draws]), dim=-1)
+    if units.mean(0).norm() < 1e-6:
         raise ClipError("failed", f"the unit gradients of {len(draws)} draws cancel")
-    return GradientFeature(
-        (mean / norm).float(),
+    return DrawnFeature(
+        units.float(),
         sum(draw.norm for draw in draws) / len(draws),
         min(draw.coverage for draw in draws),
         sum(draw.loss for draw in draws) / len(draws),

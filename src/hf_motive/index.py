@@ -2,8 +2,8 @@
 
 An index is a folder of open formats, valid at every instant:
 
-    index.json                    format, version, dim, dtype, settings; written once, atomically
-    shard-<name>.features         raw little-endian float32, `dim` numbers a record
+    index.json                    format, version, dim, draws, dtype, settings; written once, atomically
+    shard-<name>.features         raw little-endian float32, `draws` unit vectors of `dim` numbers a record
     shard-<name>.rows.jsonl       one JSON object a line: id, status, reason, position, checksum, facts
 
 Its law:
@@ -38,6 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .draws import average
 from .errors import STATUSES
 from .storage import (
     FORMAT,
@@ -98,6 +99,7 @@ class GradientIndex:
     def __init__(self, path: str | Path, header: Mapping[str, Any], shard: str | None = None):
         self.path = Path(path)
         self.dim: int = header["dim"]
+        self.draws: int = header.get("draws", 1)
         self.settings: dict[str, dict[str, Any]] = header["settings"]
         self._provenances: list[dict[str, Any]] = [self.settings["provenance"]]
         self._shards: list[Shard] = []
@@ -110,7 +112,7 @@ class GradientIndex:
         if shard is not None:
             if not re.fullmatch(r"[A-Za-z0-9_-]+", shard):
                 raise ValueError(f"shard must be made of letters, digits, '-' and '_', e.g. '00000'; got {shard!r}")
-            self._writer = Shard(self.path, shard, self.dim)
+            self._writer = Shard(self.path, shard, self.draws * self.dim)
             self._shards.append(self._writer)
             self._writer.lock()
         try:
@@ -123,7 +125,12 @@ class GradientIndex:
 
     @classmethod
     def create_or_open(
-        cls, path: str | Path, settings: Mapping[str, Mapping[str, Any]], dim: int, shard: str = "00000"
+        cls,
+        path: str | Path,
+        settings: Mapping[str, Mapping[str, Any]],
+        dim: int,
+        shard: str = "00000",
+        draws: int = 1,
     ) -> GradientIndex:
         """Open one shard of an index for writing; make the index if there is none.
 
@@ -134,6 +141,7 @@ class GradientIndex:
                 `provenance` (library versions, corpus name, ...) is recorded and may differ from writer to writer.
             dim: Numbers a feature, D'.
             shard: This writer's own name, e.g. `f"{process_index:05d}"`.
+            draws: Features a clip, K: one for each (timestep, noise).
 
         Raises:
             IndexMismatchError: the index holds features of other settings; the message lists each.
@@ -147,8 +155,11 @@ class GradientIndex:
             "dtype": "<f4",
             "settings": _checked_settings(settings),
         }
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
+        for what, number in (("dim", dim), ("draws", draws)):
+            if number < 1:
+                raise ValueError(f"{what} must be at least 1, got {number}")
+        if draws > 1:  # an index of one draw is what it was before there were several
+            header["draws"] = int(draws)
         if not (path / "index.json").exists():
             if any(path.glob("shard-*")):
                 raise IndexCorruptError(
@@ -196,7 +207,8 @@ class GradientIndex:
 
         Args:
             id: The clip's stable name (`content_id`).
-            feature: (dim,) real and finite, kept as float32, for status `ok`; None for every other status.
+            feature: (dim,), or (draws, dim) where there are several; real and finite, kept as float32, for status
+                `ok`; None for every other status.
             status: One of `hf_motive.errors.STATUSES`.
             reason: Why the row has no feature: for people.
             facts: JSON scalars (mean_motion, loss, ...); None where unknown. `digest` counts them: keep timings out.
@@ -216,7 +228,7 @@ class GradientIndex:
                 return  # tried again, with the same outcome: nothing new to say
         data = None
         if feature is not None:
-            data = _feature_bytes(id, feature, self.dim)
+            data = _feature_bytes(id, feature, self.draws, self.dim)
             record |= {"position": self._writer.count, "checksum": _checksum(data)}
         self._add(self._shards.index(self._writer), self._write(record, data, f"row {id!r}"), record)
 
@@ -291,11 +303,15 @@ class GradientIndex:
                 file.close()
 
     def features(self, ids: Iterable[str]) -> Tensor:
-        """Features of `ids`, in their order: (n, dim) float32.
+        """Features of `ids`, in their order: (n, dim) float32; of several draws their mean, brought to norm 1.
 
         Neighbours on disk come as a view of the memory map (private to this process: writing to it changes no file),
         others as a copy. Raises KeyError for an id without a feature.
         """
+        return average(self.features_by_draw(ids))
+
+    def features_by_draw(self, ids: Iterable[str]) -> Tensor:
+        """As `features`, each draw's own: (n, draws, dim) float32."""
         ids = list(ids)
         # In columns, not id by id: at a million rows this is what a new query waits for.
         slots = np.fromiter(map(self._slots.get, ids, repeat(-1)), np.int64, len(ids))
@@ -310,29 +326,39 @@ class GradientIndex:
         if len(used) == 1:
             stored = self._shards[used[0]].features()
             if (np.diff(positions) == 1).all():
-                return stored[positions[0] : positions[-1] + 1]
-            return stored.index_select(0, torch.from_numpy(positions))
-        out = torch.empty((len(ids), self.dim), dtype=torch.float32)
-        for number in used:
-            chosen = np.flatnonzero(shards == number)
-            out[chosen] = self._shards[number].features()[positions[chosen]]
-        return out
+                out = stored[positions[0] : positions[-1] + 1]
+            else:
+                out = stored.index_select(0, torch.from_numpy(positions))
+        else:
+            out = torch.empty((len(ids), self.draws * self.dim), dtype=torch.float32)
+            for number in used:
+                chosen = np.flatnonzero(shards == number)
+                out[chosen] = self._shards[number].features()[positions[chosen]]
+        return out.view(len(ids), self.draws, self.dim)
 
-    def chunks(self, size: int = 4096, ids: Iterable[str] | None = None) -> Iterator[tuple[list[str], Tensor]]:
-        """(ids, features (n, dim)) with n <= size, over all `ok` rows in canonical order or over `ids` in theirs."""
+    def chunks(
+        self, size: int = 4096, ids: Iterable[str] | None = None, by_draw: bool = False
+    ) -> Iterator[tuple[list[str], Tensor]]:
+        """(ids, features (n, dim)) with n <= size, over all `ok` rows in canonical order or over `ids` in theirs.
+
+        Args:
+            size: Rows at a time.
+            ids: Which.
+            by_draw: Features as `features_by_draw` gives them.
+        """
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
         wanted = self.ids("ok") if ids is None else list(ids)
         for start in range(0, len(wanted), size):
             part = wanted[start : start + size]
-            yield part, self.features(part)
+            yield part, self.features_by_draw(part) if by_draw else self.features(part)
 
     def refresh(self) -> GradientIndex:
         """Take in the rows that other writers have added since. Returns self."""
         for path in sorted(self.path.glob("shard-*.rows.jsonl")):
             name = path.name.removeprefix("shard-").removesuffix(".rows.jsonl")
             if all(shard.name != name for shard in self._shards):
-                self._shards.append(Shard(self.path, name, self.dim))
+                self._shards.append(Shard(self.path, name, self.draws * self.dim))
         for number, shard in enumerate(self._shards):
             for offset, record in shard.scan():
                 self._add(number, offset, record)
@@ -343,7 +369,8 @@ class GradientIndex:
 
         Equal digests: the same index, whatever the number of writers, their order and their interruptions.
         """
-        total = hashlib.sha256(canonical_json({"dim": self.dim, "features": self.settings["features"]}))
+        what = {"dim": self.dim, "features": self.settings["features"]}
+        total = hashlib.sha256(canonical_json(what | ({"draws": self.draws} if self.draws > 1 else {})))
         for row in self.rows():
             total.update(canonical_json([row.id, row.status, row.reason, row.facts]))
             if row.status == "ok":
@@ -365,9 +392,10 @@ class GradientIndex:
 
     def check_comparable(self, other: GradientIndex) -> None:
         """Raise IndexMismatchError, listing every difference, unless both hold features of the same settings."""
-        differences = _differences(
-            {"dim": self.dim, "settings": self.settings}, {"dim": other.dim, "settings": other.settings}
+        ours, theirs = (
+            {"dim": index.dim, "draws": index.draws, "settings": index.settings} for index in (self, other)
         )
+        differences = _differences(ours, theirs)
         if differences:
             raise IndexMismatchError(
                 f"the features of {self.path} and {other.path} cannot be compared:\n"
@@ -465,7 +493,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    a, b = ({"dim": h["dim"]} | _flat(h["settings"]["features"]) for h in (left, right))
+    a, b = ({"dim": h["dim"], "draws": h.get("draws", 1)} | _flat(h["settings"]["features"]) for h in (left, right))
     missing = "(not recorded)"
     names = [
         n for n in dict.fromkeys([*a, *b]) if (n in a) != (n in b) or canonical_json(a[n]) != canonical_json(b[n])
@@ -477,13 +505,14 @@ def _table(differences: Mapping[str, tuple[Any, Any]], left: str, right: str) ->
     return "\n".join(f"  {name}: {a!r} in {left}, {b!r} in {right}" for name, (a, b) in differences.items())
 
 
-def _feature_bytes(id: str, feature: Tensor | np.ndarray, dim: int) -> bytes:
+def _feature_bytes(id: str, feature: Tensor | np.ndarray, draws: int, dim: int) -> bytes:
     vector = torch.as_tensor(feature).detach().to("cpu", torch.float32)
-    if tuple(vector.shape) != (dim,):
-        raise ValueError(f"feature of {id!r} has shape {tuple(vector.shape)}, the index holds ({dim},)")
+    if tuple(vector.shape) != (draws, dim) and not (draws == 1 and tuple(vector.shape) == (dim,)):
+        holds = f"({draws}, {dim})" if draws > 1 else f"({dim},)"
+        raise ValueError(f"feature of {id!r} has shape {tuple(vector.shape)}, the index holds {holds}")
     if not bool(torch.isfinite(vector).all()):
         raise ValueError(f"feature of {id!r} is not finite: append it with feature=None, status='non_finite'")
-    if not bool(vector.any()):
+    if not bool(vector.reshape(draws, dim).any(-1).all()):
         raise ValueError(f"feature of {id!r} is all zeros and has no direction: append it with None and a reason")
     return vector.numpy().astype("<f4").tobytes()
 

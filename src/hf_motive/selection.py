@@ -5,26 +5,38 @@ column (`influence`, `influence_votes`, `influence_<group>`, `motion_mean`, one 
 
 A dataset on disk gives its rows best first, ties in the dataset's order. A stream is read once for its scores and
 gives a stream in its own order, with all rows that tie with the last.
+
+With `confidence`, a row is on one side of the cut only where its score's standard error leaves no doubt: where the
+score would be there even if it were as wrong as that confidence allows (Student's t). The cut itself is taken as known.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .corpus import readable
+from .draws import quantile
 from .influence import selection_size
+from .transforms import error_column
 
 if TYPE_CHECKING:
     from .corpus import AnyDataset
 
 #: Columns that count from the best, 0, upwards.
 RANKS = ("influence_rank", "rival_whole_clip_rank")
+_DRAWS = "influence_draws"
 
 
 def best(
-    dataset: AnyDataset, fraction: float = 0.1, *, count: int | None = None, by: str = "influence_rank"
+    dataset: AnyDataset,
+    fraction: float = 0.1,
+    *,
+    count: int | None = None,
+    by: str = "influence_rank",
+    confidence: float | None = None,
 ) -> AnyDataset:
     """The best rows: a share of those that have a score, or a count.
 
@@ -33,21 +45,36 @@ def best(
         fraction: In (0, 1], of the rows that have a score, rounded up.
         count: In place of the fraction; all of them where there are fewer.
         by: Column of the score.
+        confidence: In [0.5, 1): of these rows only those that are certain to be among them, each by itself, with this
+            probability; it takes scores of several draws. None: all.
 
     Raises:
-        ValueError: No such column, no row has a score, or a count below 1.
+        ValueError: No such column, no row has a score, a count below 1, or there are no standard errors.
     """
     _check_count(count)
-    order, scores = _order(dataset, by)
-    chosen = order[: selection_size(len(order), fraction) if count is None else count]
-    return _take(dataset, chosen, by, scores)
+    order, scores, *doubt = _order(dataset, by, *_doubt_columns(dataset, by, confidence))
+    size = min(selection_size(len(order), fraction) if count is None else count, len(order))
+    if confidence is None or size == len(order):
+        return _take(dataset, order[:size], by, scores)
+    first_left_out = _Doubt(by, _draws(doubt[1]), confidence, level=float(scores[order[size]]))
+    return _take_by(dataset, first_left_out.is_better, order, scores, doubt[0], by)
 
 
-def without_worst(dataset: AnyDataset, fraction: float = 0.1, *, by: str = "influence_rank") -> AnyDataset:
-    """All rows that have a score but the worst share of them (rounded up), in the dataset's order."""
-    order, scores = _order(dataset, by)
-    chosen = order[: len(order) - selection_size(len(order), fraction)]
-    return _take(dataset, np.sort(chosen), by, scores)
+def without_worst(
+    dataset: AnyDataset, fraction: float = 0.1, *, by: str = "influence_rank", confidence: float | None = None
+) -> AnyDataset:
+    """All rows that have a score but the worst share of them (rounded up), in the dataset's order.
+
+    Args:
+        dataset, fraction, by: As `best` takes them.
+        confidence: In [0.5, 1): leave out only those of the worst that are certain to be among them.
+    """
+    order, scores, *doubt = _order(dataset, by, *_doubt_columns(dataset, by, confidence))
+    size = len(order) - selection_size(len(order), fraction)
+    if confidence is None or size == 0:
+        return _take(dataset, np.sort(order[:size]), by, scores)
+    last_kept = _Doubt(by, _draws(doubt[1]), confidence, level=float(scores[order[size - 1]]))
+    return _take_by(dataset, last_kept.is_no_worse, np.sort(order), scores, doubt[0], by)
 
 
 def best_of_each(dataset: AnyDataset, count: int, group_column: str, *, by: str = "influence_rank") -> AnyDataset:
@@ -66,6 +93,46 @@ def best_of_each(dataset: AnyDataset, count: int, group_column: str, *, by: str 
             input_columns=[by, group_column],
         )
     return dataset.select([row for group in sorted(chosen, key=_place) for row in chosen[group]])
+
+
+def _doubt_columns(dataset: AnyDataset, by: str, confidence: float | None) -> tuple[str, ...]:
+    """What it takes to know how sure a score is."""
+    if confidence is None:
+        return ()
+    columns = (error_column(by), _DRAWS)
+    if by.startswith("influence") and not all(column in dataset.features for column in columns):
+        raise ValueError(
+            f"how sure {by!r} is, is not known (there is no column {columns[0]!r}): score with several draws, "
+            "as by --noise_draws 4"
+        )
+    if not by.startswith("influence"):
+        raise ValueError(f"{by!r} has no standard error: confidence is about influence, influence_rank and its groups")
+    return columns
+
+
+def _draws(column: list) -> int:
+    counts = {int(count) for count in column if count is not None and count == count}
+    if len(counts) != 1:
+        raise ValueError(f"rows of {sorted(counts)} draws in one dataset: score them together")
+    return counts.pop()
+
+
+class _Doubt:
+    """Whether a score is on one side of a level for sure."""
+
+    def __init__(self, by: str, draws: int, confidence: float, level: float):
+        self.sign = 1 if by in RANKS else -1
+        self.errors, self.level = quantile(draws, confidence), self.sign * level
+
+    def is_better(self, score: float | None, error: float | None) -> bool:
+        """For sure. What has no score or error is neither."""
+        known = score is not None and error is not None
+        return known and bool(self.sign * score + self.errors * error < self.level)
+
+    def is_no_worse(self, score: float | None, error: float | None) -> bool:
+        """It is not sure to be worse."""
+        known = score is not None and error is not None
+        return known and bool(self.sign * score - self.errors * error <= self.level)
 
 
 def _key(group: Any) -> Any:
@@ -121,6 +188,20 @@ def _take(dataset: AnyDataset, rows: np.ndarray, by: str, scores: np.ndarray) ->
         return dataset.take(0)
     level = _level(scores[rows], by)
     return dataset.filter(lambda score: _reaches(score, level, by), input_columns=by)
+
+
+def _take_by(
+    dataset: AnyDataset,
+    keep: Callable[[float | None, float | None], bool],
+    rows: np.ndarray,
+    scores: np.ndarray,
+    errors: list,
+    by: str,
+) -> AnyDataset:
+    """Those of some rows that are kept by score and standard error, in the order given; of a stream in its own."""
+    if hasattr(dataset, "select"):
+        return dataset.select([int(row) for row in rows if keep(scores[row], errors[row])])
+    return dataset.filter(keep, input_columns=[by, error_column(by)])
 
 
 def _level(scores: np.ndarray, by: str) -> float:

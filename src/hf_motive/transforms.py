@@ -14,6 +14,7 @@ from .corpus import RowId, clip_name, undecoded
 from .index import GradientIndex
 from .influence import influence
 from .storage import canonical_json
+from .uncertainty import uncertainty
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -31,12 +32,19 @@ TEXT_COLUMNS = (
 #: What a cheaper choice would go by.
 RIVAL_COLUMNS = ("rival_random", "rival_whole_clip", "rival_whole_clip_rank")
 _PREFIX, _MOTION = "influence_", "motion_mean"
-_RESERVED = {"influence_votes", "influence_rank", *TEXT_COLUMNS}
+_ERROR = "influence_error"
+_RESERVED = {"influence_votes", "influence_rank", "influence_draws", *TEXT_COLUMNS}
 
 
 def group_columns(names: Iterable[str]) -> list[str]:
     """Those of a dataset's columns that hold the influence on one query or group of queries."""
-    return [name for name in names if name.startswith(_PREFIX) and name not in _RESERVED]
+    return [n for n in names if n.startswith(_PREFIX) and n not in _RESERVED and not n.startswith(_ERROR)]
+
+
+def error_column(score: str) -> str:
+    """The column with the standard errors of a column of scores: `influence` -> `influence_error`,
+    `influence_rank` -> `influence_error_rank`, `influence_<group>` -> `influence_error_<group>`."""
+    return _ERROR + score.removeprefix("influence")
 
 
 def is_score(name: str) -> bool:
@@ -46,7 +54,8 @@ def is_score(name: str) -> bool:
 
 def is_reserved(group: str) -> bool:
     """Whether `influence_<group>` is the name of another column."""
-    return f"{_PREFIX}{group}" in _RESERVED
+    name = f"{_PREFIX}{group}"
+    return name in _RESERVED or name.startswith(_ERROR)
 
 
 def check_groups(groups: Iterable[str]) -> None:
@@ -122,8 +131,9 @@ def influence_columns(
             counts = ", ".join(f"{all_statuses.count(s)} {s}" for s in sorted(set(all_statuses))) or "there is none"
             raise ValueError(f"no {what} has a feature, so there is nothing to rank: {counts}")
     asked_by = [query_ids[row] for row in asking]
+    clips = [ids[row] for row in ranked]
     result = influence(
-        _features(index, [ids[row] for row in ranked]),
+        _features(index, clips),
         query_index.features(asked_by),
         fraction=fraction,
         percentile=percentile,
@@ -146,12 +156,25 @@ def influence_columns(
         "influence_model": [model] * len(ids),
         "motion_mean": mean_motion,
     }
+    members: dict[str, list[int]] = {}
     if groups is not None:
         check_groups(groups)
         names = [groups[row] for row in asking]
-        for name in sorted(set(names)):
-            members = [i for i, other in enumerate(names) if other == name]
-            columns[f"{_PREFIX}{name}"] = column(result.scores[:, members].mean(dim=1))
+        members = {name: [i for i, other in enumerate(names) if other == name] for name in sorted(set(names))}
+        for name, positions in members.items():
+            columns[f"{_PREFIX}{name}"] = column(result.scores[:, positions].mean(dim=1))
+    if index.draws > 1:
+        errors = uncertainty(
+            lambda: (part for _, part in index.chunks(ids=clips, by_draw=True)),
+            query_index.features_by_draw(asked_by),
+            groups=members,
+            fraction=fraction,
+            percentile=percentile,
+        )
+        columns["influence_draws"] = [float(index.draws)] * len(ids)
+        columns[error_column("influence")] = column(errors.mean)
+        columns[error_column("influence_rank")] = column(errors.rank)
+        columns |= {error_column(f"{_PREFIX}{name}"): column(error) for name, error in errors.groups.items()}
     if rivals is not None:
         both = [row for row in ranked if rivals.index.status(ids[row]) == "ok"]
         asked = [identity for identity in asked_by if rivals.query_index.status(identity) == "ok"]

@@ -296,7 +296,7 @@ def _describe_index(name: str, index: GradientIndex) -> IndexDescription:
         settings=index.settings["features"],
         written_by=index.provenances,
         digest=index.digest(),
-        shards=list(_shards(index.path, index.dim)),
+        shards=list(_shards(index.path, index.draws * index.dim)),
         motion=Distribution.of(row.facts.get("mean_motion") for row in index.rows()),
         bytes=_size(index.path) or 0,
     )

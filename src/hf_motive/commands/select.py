@@ -58,6 +58,14 @@ class SelectArguments:
             "metavar": "FRACTION",
         },
     )
+    confidence: float | None = field(
+        default=None,
+        metadata={
+            "help": "Of the best only those that are certain to be among them, as by 0.9; with --drop_worst, leave out "
+            "only those that are certain to be among the worst. It takes scores of several draws (score --noise_draws "
+            "4)."
+        },
+    )
     group_column: str | None = field(
         default=None,
         metadata={"help": "The best --count of each value of this column (a caption, a motion).", "metavar": "COLUMN"},
@@ -96,6 +104,8 @@ class SelectArguments:
             raise ValueError(f"--count must be at least 1, got {self.count}")
         if self.drop_worst is not None and (self.worst or self.count or self.group_column):
             raise ValueError("--drop_worst says by itself what is kept: leave out --worst, --count and --group_column")
+        if self.confidence is not None and (self.worst or self.group_column):
+            raise ValueError("--confidence is about the best, or the worst to drop: leave out --worst, --group_column")
         if self.group_column is not None and (self.worst or not self.count):
             raise ValueError("--group_column takes the best of each value: say how many by --count, without --worst")
         if self.caption_files and self.format != "videofolder":
@@ -163,26 +173,33 @@ def choose(
     """
     from ..influence import selection_size
     from ..selection import best, best_of_each, without_worst
+    from ..transforms import error_column
 
     by, group = arguments.by, arguments.group_column
     for name in (by, group):
         if name is not None and name not in (scored.column_names or ()):
             raise ValueError(f"no column {name!r} to choose by; there are {', '.join(scored.column_names or ())}")
-    table = _scores_of(scored if table is None else table, (by, group, *_SAID))
+    doubt = () if arguments.confidence is None else (error_column(by), "influence_draws")
+    table = _scores_of(scored if table is None else table, (by, group, *doubt, *_SAID))
     table = table.add_column("_row", range(len(table)))
 
     def chosen(dataset: Any) -> Any:
         if group is not None and arguments.count is not None:
             return best_of_each(dataset, arguments.count, group, by=by)
         if arguments.drop_worst is not None:
-            return without_worst(dataset, arguments.drop_worst, by=by)
-        return best(dataset, arguments.fraction, count=arguments.count, by=by)
+            return without_worst(dataset, arguments.drop_worst, by=by, confidence=arguments.confidence)
+        return best(dataset, arguments.fraction, count=arguments.count, by=by, confidence=arguments.confidence)
 
     if arguments.worst:
         order = best(table, 1.0, by=by)["_row"][::-1]
         few = table.select(order[: arguments.count or selection_size(len(order), arguments.fraction)])
     else:
         few = chosen(table)
+    if not len(few) and arguments.confidence is not None:
+        raise ValueError(
+            f"of no row is it certain to {100 * arguments.confidence:.3g} % that it is among the best: score with more "
+            "draws, take a larger share, or leave out --confidence"
+        )
     if not len(few):
         raise ValueError("nothing is left: every row that has a score is among the worst")
     kept = _these(scored, few["_row"][:], table)
@@ -261,6 +278,8 @@ def _sentence(arguments: SelectArguments, kept: int, have: int, rows: int, *, or
     else:
         share = f"{100 * arguments.fraction:.3g} %" if arguments.count is None else str(arguments.count)
         what = f"The {side} {share} by {arguments.by}, {f'{side} first' if ordered else 'in the order of the corpus'}"
+    if arguments.confidence is not None:
+        what += f", each with {100 * arguments.confidence:.3g} % confidence"
     return f"{what}: {kept} of {have} rows with this score, of {rows} in all."
 
 
