@@ -19,7 +19,9 @@ from hf_motive.uncertainty import uncertainty
 def drawn(count: int, draws: int, dim: int = 64, noise: float = 0.1, seed: int = 0, shared: float = 0.0):
     """(count, draws, dim) units about fixed directions, and those directions. `shared`: noise that all clips have."""
     generator = torch.Generator().manual_seed(seed)
-    means = torch.nn.functional.normalize(torch.randn(count, 1, dim, generator=torch.Generator().manual_seed(99)), dim=2)
+    means = torch.nn.functional.normalize(
+        torch.randn(count, 1, dim, generator=torch.Generator().manual_seed(99)), dim=2
+    )
     own = noise * torch.randn(count, draws, dim, generator=generator)
     common = shared * torch.randn(1, draws, dim, generator=generator)
     return torch.nn.functional.normalize(means + own + common, dim=2), means[:, 0]
@@ -137,4 +139,4 @@ def test_select_by_confidence(indexes):
         counts.append(len(some))
     assert counts == sorted(counts, reverse=True) and counts[0] == 9 and 0 < counts[1] < 9
     kept = [len(without_worst(scored, 0.3, confidence=confidence)) for confidence in (0.5, 0.9, 0.999)]
-    assert kept == sorted(kept) and 21 <= kept[0] and kept[-1] > 21
+    assert kept == sorted(kept) and kept[0] >= 21 and kept[-1] > 21

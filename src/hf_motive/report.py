@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 from .corpus import clip_name
 from .influence import selection_size
-from .transforms import group_columns
+from .selection import best, without_worst
+from .transforms import error_column, group_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from rich.console import Console
 
 _GROUP_PREFIX = "influence_"
+_CONFIDENCE = 0.9
 _MOST_TABLES = 12  # what a person scrolls through
 
 
@@ -61,6 +63,7 @@ def print_report(
             f"\n… and {left} more in the columns influence_…: group the queries by --group_column", style="bold"
         )
     _overall(console, ranked, rows, caption_column)
+    _certainty(console, scored, ranked, fraction)
     _left_out(console, table)
     if group_column in table.columns and groups:
         _agreement(console, ranked, groups, fraction, group_column)
@@ -99,10 +102,15 @@ def _group(console, ranked, column, rows, caption_column) -> None:
     frame = ranked.sort_values(column, ascending=False, kind="stable")
     table = _table(console, f"What teaches “{name}” most ▲ and least ▼", "", "rank", "influence", "clip", "caption")
     for sign, place, row in _ends(frame, rows):
-        table.add_row(
-            sign, str(place + 1), f"{row[column]:+.3f}", escape(row["clip"]), escape(str(row.get(caption_column, "")))
-        )
+        influence = _with_error(f"{row[column]:+.3f}", row, column, "{:.3f}")
+        table.add_row(sign, str(place + 1), influence, escape(row["clip"]), escape(str(row.get(caption_column, ""))))
     console.print(table)
+
+
+def _with_error(score: str, row, column: str, form: str) -> str:
+    """A score and its standard error, where several draws show one."""
+    error = row.get(error_column(column))
+    return score if error is None else f"{score} ± {form.format(error)}"
 
 
 def _overall(console, ranked, rows, caption_column) -> None:
@@ -113,13 +121,36 @@ def _overall(console, ranked, rows, caption_column) -> None:
     for sign, place, row in _ends(frame, rows + 2):
         table.add_row(
             sign,
-            str(place + 1),
+            _with_error(str(place + 1), row, "influence_rank", "{:.0f}"),
             str(int(row["influence_votes"])),
-            f"{row['influence']:+.3f}",
+            _with_error(f"{row['influence']:+.3f}", row, "influence", "{:.3f}"),
             escape(row["clip"]),
             escape(str(row.get(caption_column, ""))),
         )
     console.print(table)
+
+
+def _certainty(console, scored, ranked, fraction) -> None:
+    keep = selection_size(len(ranked), fraction)
+    if error_column("influence_rank") not in ranked.columns:
+        console.print(
+            "\nHow sure these ranks are, one (timestep, noise) draw cannot say: --noise_draws 4 can, at four times "
+            "the cost.",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
+    numbers = scored.select_columns(["influence_rank", error_column("influence_rank"), "influence_draws"])
+    top = len(best(numbers, fraction, confidence=_CONFIDENCE))
+    bottom = len(ranked) - len(without_worst(numbers, fraction, confidence=_CONFIDENCE))
+    draws = int(ranked["influence_draws"].iloc[0])
+    console.print(
+        f"\n±: one standard error over {draws} draws. With {_CONFIDENCE:.0%} confidence each, {top} of the best "
+        f"{keep} clips are among the best {keep}, and {bottom} of the worst {keep} among the worst: "
+        f"`hf-motive select --confidence {_CONFIDENCE}`.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _left_out(console, table) -> None:

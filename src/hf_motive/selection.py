@@ -6,8 +6,8 @@ column (`influence`, `influence_votes`, `influence_<group>`, `motion_mean`, one 
 A dataset on disk gives its rows best first, ties in the dataset's order. A stream is read once for its scores and
 gives a stream in its own order, with all rows that tie with the last.
 
-With `confidence`, a row is on one side of the cut only where its score's standard error leaves no doubt: where the
-score would be there even if it were as wrong as that confidence allows (Student's t). The cut itself is taken as known.
+With `confidence`, a row is on one side of the cut only where its score's standard error leaves no doubt: where it
+would be there even if the score were as wrong as that confidence allows (Student's t). The cut is taken as known.
 """
 
 from __future__ import annotations
@@ -126,13 +126,15 @@ class _Doubt:
 
     def is_better(self, score: float | None, error: float | None) -> bool:
         """For sure. What has no score or error is neither."""
-        known = score is not None and error is not None
-        return known and bool(self.sign * score + self.errors * error < self.level)
+        if score is None or error is None:
+            return False
+        return bool(self.sign * score + self.errors * error < self.level)
 
     def is_no_worse(self, score: float | None, error: float | None) -> bool:
         """It is not sure to be worse."""
-        known = score is not None and error is not None
-        return known and bool(self.sign * score - self.errors * error <= self.level)
+        if score is None or error is None:
+            return False
+        return bool(self.sign * score - self.errors * error <= self.level)
 
 
 def _key(group: Any) -> Any:

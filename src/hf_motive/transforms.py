@@ -38,7 +38,12 @@ _RESERVED = {"influence_votes", "influence_rank", "influence_draws", *TEXT_COLUM
 
 def group_columns(names: Iterable[str]) -> list[str]:
     """Those of a dataset's columns that hold the influence on one query or group of queries."""
-    return [n for n in names if n.startswith(_PREFIX) and n not in _RESERVED and not n.startswith(_ERROR)]
+    return [name for name in names if name.startswith(_PREFIX) and name not in _RESERVED and not is_error(name)]
+
+
+def is_error(name: str) -> bool:
+    """Whether a column holds standard errors of another."""
+    return name.startswith(_ERROR)
 
 
 def error_column(score: str) -> str:
@@ -55,7 +60,7 @@ def is_score(name: str) -> bool:
 def is_reserved(group: str) -> bool:
     """Whether `influence_<group>` is the name of another column."""
     name = f"{_PREFIX}{group}"
-    return name in _RESERVED or name.startswith(_ERROR)
+    return name in _RESERVED or is_error(name)
 
 
 def check_groups(groups: Iterable[str]) -> None:

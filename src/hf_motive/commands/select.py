@@ -61,9 +61,9 @@ class SelectArguments:
     confidence: float | None = field(
         default=None,
         metadata={
-            "help": "Of the best only those that are certain to be among them, as by 0.9; with --drop_worst, leave out "
-            "only those that are certain to be among the worst. It takes scores of several draws (score --noise_draws "
-            "4)."
+            "help": "Of the best only those that are certain to be among them, as by 0.9; with --drop_worst, leave "
+            "out only those that are certain to be among the worst. It takes scores of several draws (score "
+            "--noise_draws 4)."
         },
     )
     group_column: str | None = field(
@@ -197,8 +197,8 @@ def choose(
         few = chosen(table)
     if not len(few) and arguments.confidence is not None:
         raise ValueError(
-            f"of no row is it certain to {100 * arguments.confidence:.3g} % that it is among the best: score with more "
-            "draws, take a larger share, or leave out --confidence"
+            f"of no row is it certain to {100 * arguments.confidence:.3g} % that it is among the best: score with "
+            "more draws, take a larger share, or leave out --confidence"
         )
     if not len(few):
         raise ValueError("nothing is left: every row that has a score is among the worst")

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..corpus import clip_name
 from ..influence import selection_size
-from ..transforms import group_columns, settings_digest
+from ..transforms import error_column, group_columns, is_error, settings_digest
 from .card_table import CardTable
 from .card_text import (
     clips,
@@ -41,6 +41,7 @@ PICTURES = _HISTOGRAM, _CLIPS = "card/influence.png", "card/clips.png"
 _READ = (
     *("influence", "influence_votes", "influence_rank", "influence_status", "influence_reason"),
     *("influence_settings", "influence_queries"),
+    *("influence_error", "influence_error_rank", "influence_draws"),
 )
 _MOST_GROUPS = 12  # rows of the columns' table that the groups of queries may take
 
@@ -48,6 +49,9 @@ _MEANINGS = {
     "influence": "mean cosine with the queries, in [−1, 1]; negative: training on the clip works against them",
     "influence_votes": "how many queries have the clip above their cut-off",
     "influence_rank": "0 is the best: by votes, then by influence",
+    "influence_error": "standard error of `influence` over the draws; `influence_error_…` of the column of that name",
+    "influence_error_rank": "standard error of the rank",
+    "influence_draws": "how many (timestep, noise) draws a score is the mean of",
     "influence_status": "`ok`, or why the row is not ranked",
     "influence_reason": "the same, for people",
     "influence_id": "the row's name in the index: a digest of the file's bytes and the caption",
@@ -124,14 +128,15 @@ def dataset_card(
     order = ranked[np.argsort(table.numbers("influence_rank", default=-influence)[ranked], kind="stable")]
     first, last = order[:ENDS].tolist(), order[max(ENDS, len(order) - ENDS) :][::-1].tolist()
     videos = table.videos({*first, *last})
+    errors, rank_errors = (table.numbers(error_column(name)) for name in ("influence", "influence_rank"))
 
     def caption(row: int) -> Any:
         return publishable({caption_column: table.value(caption_column, row)}, videos.get(row))[caption_column]
 
     rows = {
         row: {
-            "rank": _whole_number(table.numbers("influence_rank")[row]),
-            "influence": signed(influence[row]),
+            "rank": _with_error(_whole_number(table.numbers("influence_rank")[row]), rank_errors[row], "{:.0f}"),
+            "influence": _with_error(signed(influence[row]), errors[row], "{:.3f}"),
             "votes": _whole_number(table.numbers("influence_votes")[row]),
             "clip": markdown(clip_name(videos.get(row), f"{row}")),
             "caption": markdown(caption(row) or ""),
@@ -186,6 +191,7 @@ def dataset_card(
         spread=_spread(influence[ranked], of_all, whole is not None),
         histogram=_HISTOGRAM if _HISTOGRAM in files else "",
         clips=_CLIPS if _CLIPS in files else "",
+        certainty=_certainty(everything),
         top=[rows[row] for row in first],
         bottom=[rows[row] for row in last],
         left_out=left_out,
@@ -288,6 +294,29 @@ def _spread(influence: np.ndarray, of_all: np.ndarray, subset: bool) -> str:
     return f"In this dataset, {here}. In the whole corpus, {there}."
 
 
+def _certainty(table: CardTable) -> str:
+    """How many of the best tenth are there for certain; nothing where there was one draw."""
+    from datasets import Dataset
+
+    from ..selection import best
+
+    columns = ("influence_rank", error_column("influence_rank"), "influence_draws")
+    numbers = Dataset.from_dict({name: table.numbers(name).tolist() for name in columns})
+    draws = table.numbers("influence_draws")
+    draws = draws[~np.isnan(draws)]
+    if not len(draws):
+        return ""
+    certain, of = (len(best(numbers, 0.1, confidence=confidence)) for confidence in (0.9, None))
+    return (
+        f"±: one standard error over {int(draws[0])} draws of timestep and noise. With 90 % confidence each, "
+        f"{certain} of the {of} clips of the best tenth are there."
+    )
+
+
+def _with_error(score: str, error: float, form: str) -> str:
+    return score if np.isnan(error) or not score else f"{score} ± {form.format(error)}"
+
+
 def _columns(names: Sequence[str], video_column: str, caption_column: str) -> list[tuple[str, str]]:
     """(name or names, meaning) of the columns that are hf_motive's business, in the dataset's order."""
     groups = group_columns(names)
@@ -302,7 +331,7 @@ def _columns(names: Sequence[str], video_column: str, caption_column: str) -> li
 def _own(names: Sequence[str], video_column: str, caption_column: str) -> list[str]:
     """The columns that the corpus came with."""
     others = {*_MEANINGS, *group_columns(names), video_column, caption_column}
-    return [name for name in names if name not in others]
+    return [name for name in names if name not in others and not is_error(name)]
 
 
 def _seconds(settings: Mapping[str, Any] | None) -> float:
