@@ -32,7 +32,11 @@ LAB = ROOT / "examples" / "lab" / "pipeline"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from faithful import case, gradients  # noqa: E402
+from faithful import table as tables  # noqa: E402
+from faithful.contenders import contenders  # noqa: E402
 from faithful.retraining import Measurement, Model, Training, fine_tune, losses  # noqa: E402
+
+from hf_motive.lab.spec import MOTIONS  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Size:
 
     corpus: int = 400
     queries: int = 6  # of each motion
+    motions: tuple[str, ...] = tuple(MOTIONS)
     base_clips: int = 400
     base_steps: int = 150
     base_lr: float = 3e-4
@@ -54,7 +59,8 @@ class Size:
 
 
 SMOKE = Size(
-    corpus=20, queries=1, base_clips=3, base_steps=1, halves=3, training=Training(epochs=1, batch=4),
+    corpus=12, queries=1, motions=("roll", "float", "spin"),
+    base_clips=3, base_steps=1, halves=3, training=Training(epochs=1, batch=4),
     measurement=Measurement((751.0,), 1),
     draws=gradients.Draws((751.0,), 1), dim=512, probe=2,
 )  # fmt: skip
@@ -99,6 +105,49 @@ def do(run: Run, made: case.Case, model: Model, size: Size, output: Path) -> Non
     print(f"{path.stem}: {time.monotonic() - begin:.0f} s", flush=True)
 
 
+REPORT = """\
+# Do the scores predict what training on the clips does?
+
+The linear datamodeling score (LDS): over {subsets} random halves of {clips} clips, the rank correlation between the
+sum of a query's influences of a half's clips and how low its loss is after fine-tuning on that half ({seeds} seeds
+each, {epochs} epochs of AdamW, the same order, noise and timesteps for each half under one seed). Mean over {told}
+queries; the other {tuning} chose λ. 95 % intervals: bootstrap over halves and queries, the same resamples for all, so
+that differences from the paper's score are paired. The loss is that of the query under its motion mask, mean over
+timesteps {timesteps}, and at each of them; *plain* is without the mask. The ceiling is what a perfect prediction of
+the expected loss would reach, as two seeds of one half agree only so far.
+
+The model is the lab's pipeline after unlearning which word means which motion (base of `benchmarks/curation.py`); D' =
+{dim}; draws are one noise at timesteps {draws}. Passes: forward + backward of the denoiser a clip. Repeat with
+`python benchmarks/faithfulness.py`: {seconds:.0f} s a model, {models} models, and the gradients.
+
+{table}
+"""
+
+
+def report(made: case.Case, size: Size, output: Path) -> str:
+    names = [f"half-{number:03d}" for number in range(size.halves)]
+    retrained = tables.read(output, names, size.seeds, len(made.corpus), size.measurement.timesteps)
+    every = contenders(made.corpus, made.queries, gradients.read(output / "gradients"), size.draws.timesteps)
+    # The first third of each motion's queries chooses; where a motion has one query, motions choose in turn.
+    of_motion = np.arange(len(made.queries)) % max(size.queries, 3)
+    tuning = of_motion < max(size.queries // 3, 1)
+    lines = tables.rows(retrained, every, tuning, "the paper's score")
+    return REPORT.format(
+        subsets=len(retrained.members),
+        clips=len(made.corpus),
+        seeds=len(size.seeds),
+        epochs=size.training.epochs,
+        told=int((~tuning).sum()),
+        tuning=int(tuning.sum()),
+        timesteps=", ".join(f"{t:.0f}" for t in size.measurement.timesteps),
+        dim=size.dim,
+        draws=", ".join(f"{t:.0f}" for t in size.draws.timesteps),
+        seconds=retrained.seconds,
+        models=len(size.seeds) * len(retrained.members),
+        table=tables.written(retrained, lines, ~tuning, size.dim),
+    )
+
+
 def main() -> None:
     from hf_motive.scoring import quiet
 
@@ -115,10 +164,16 @@ def main() -> None:
     torch.set_num_threads(1)
     size = SMOKE if told.smoke else Size()
     output = told.output or ROOT / "runs" / ("faithfulness-smoke" if told.smoke else "faithfulness")
-    world = {"corpus": size.corpus, "queries": size.queries, "base_clips": size.base_clips}
+    world = {
+        "corpus": size.corpus,
+        "queries": size.queries,
+        "motions": list(size.motions),
+        "base_clips": size.base_clips,
+        "base_steps": size.base_steps,
+    }
     training, measurement = asdict(size.training), asdict(size.measurement)
-    case.check(output, {**world, "base_steps": size.base_steps, "training": training, "measurement": measurement})
-    made = case.make(LAB, output, **world, base_steps=size.base_steps, lr=size.base_lr)
+    case.check(output, {**world, "training": training, "measurement": measurement})
+    made = case.make(LAB, output, **world, lr=size.base_lr)
     k, n = map(int, told.share.split("/"))
     alone = told.prepare or told.gradients or told.table
     if told.gradients or not alone:
@@ -129,6 +184,10 @@ def main() -> None:
         model = Model(made.pipeline(), compiled=told.compiled and not told.smoke)
         for run in list(halves(size, len(made.corpus)))[k - 1 :: n]:
             do(run, made, model, size, output)
+    if told.table or not (alone or n > 1):
+        path = output / "faithfulness.md" if told.smoke else ROOT / "benchmarks" / "results" / "faithfulness.md"
+        path.write_text(report(made, size, output), encoding="utf-8")
+        print(f"table: {path}")
 
 
 if __name__ == "__main__":

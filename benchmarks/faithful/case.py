@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,20 +59,30 @@ class Case(NamedTuple):
         return pipe
 
 
-def make(lab: Path, output: Path, *, corpus: int, queries: int, base_clips: int, base_steps: int, lr: float) -> Case:
+def make(
+    lab: Path,
+    output: Path,
+    *,
+    corpus: int,
+    queries: int,
+    motions: Sequence[str],
+    base_clips: int,
+    base_steps: int,
+    lr: float,
+) -> Case:
     """The world of benchmarks/curation.py, made once and kept in a folder.
 
     Args:
         lab: The pipeline of the lab.
         output: The folder.
         corpus: Clips.
-        queries: Clips of each motion.
+        queries: Clips of each of these motions.
         base_clips, base_steps, lr: Of the training in which the base unlearns.
     """
     base = output / "base"
     world.make_base(lab, base, clips=base_clips, steps=base_steps, lr=lr)
     world.write_clips(output / "corpus", world.corpus_clips(corpus))
-    world.write_clips(output / "queries", world.query_clips(queries))
+    world.write_clips(output / "queries", [clip for clip in world.query_clips(queries) if clip.shown in motions])
     empty = Case(base, None, None)  # type: ignore[arg-type]
     pipe = empty.pipeline()
     both = encoded(pipe, world.CLIP, [output / "corpus", output / "queries"])

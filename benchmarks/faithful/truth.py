@@ -16,6 +16,12 @@ def correlations(left: np.ndarray, right: np.ndarray) -> np.ndarray:
         return (a * b).sum(0) / np.sqrt((a**2).sum(0) * (b**2).sum(0))
 
 
+def mean_correlation(left: np.ndarray, right: np.ndarray) -> float:
+    """Over the columns that vary; 0 where none does."""
+    values = correlations(left, right)
+    return float(np.nanmean(values)) if np.isfinite(values).any() else 0.0
+
+
 def predicted(scores: np.ndarray, members: np.ndarray) -> np.ndarray:
     """(S, Q): the sum of influence of a subset's clips on a query. Scores (N, Q), members (S, N) of 0 and 1."""
     return members.astype(float) @ scores
@@ -48,7 +54,7 @@ class Rounds:
         """(rounds,) of the mean correlation; truth and prediction (S, Q)."""
         return np.array(
             [
-                np.nanmean(correlations(truth[np.ix_(s, q)], prediction[np.ix_(s, q)]))
+                mean_correlation(truth[np.ix_(s, q)], prediction[np.ix_(s, q)])
                 for s, q in zip(self._subsets, self._queries, strict=True)
             ]
         )

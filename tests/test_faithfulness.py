@@ -1,0 +1,116 @@
+"""benchmarks/faithfulness.py: its arithmetic against what is known, and all of it once, tiny."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import faithfulness  # noqa: E402
+from faithful import contenders, gradients, retraining, truth  # noqa: E402
+
+from hf_motive.draws import average  # noqa: E402
+from hf_motive.projection import Fastfood  # noqa: E402
+
+
+def test_correlations_are_spearmans() -> None:
+    rng = np.random.default_rng(0)
+    left, right = rng.integers(6, size=(20, 3)), rng.standard_normal((20, 3))
+    expected = [spearmanr(left[:, q], right[:, q]).statistic for q in range(3)]
+    np.testing.assert_allclose(truth.correlations(left, right), expected)
+    assert truth.mean_correlation(np.ones((5, 2)), right[:5, :2]) == 0.0, "what does not vary predicts nothing"
+
+
+def test_the_ceiling_is_what_a_perfect_prediction_reaches() -> None:
+    """The expected loss itself, against means over seeds that scatter about it."""
+    rng = np.random.default_rng(1)
+    expected = rng.standard_normal((600, 12))
+    for seeds, noise in ((2, 1.0), (4, 2.0)):
+        losses = expected + noise * rng.standard_normal((seeds, *expected.shape))
+        reached = truth.correlations(losses.mean(0), expected).mean()
+        assert truth.ceiling(losses).mean() == pytest.approx(reached, abs=0.02)
+    pure_noise = rng.standard_normal((2, 600, 12))
+    assert truth.ceiling(pure_noise).mean() < 0.2
+
+
+def test_a_model_whose_loss_is_a_sum_has_a_score_of_one() -> None:
+    rng = np.random.default_rng(2)
+    scores = rng.standard_normal((30, 4))
+    members = np.zeros((12, 30), dtype=int)
+    for number, row in enumerate(members):
+        row[faithfulness.half(number, 30)] = 1
+    assert (members.sum(1) == 15).all() and len(np.unique(members, axis=0)) == 12
+    sums = truth.predicted(scores, members)
+    assert truth.mean_correlation(sums, sums) == pytest.approx(1.0)
+    rounds = truth.Rounds(12, 4, rounds=50)
+    low, high = truth.interval(rounds.means(sums, sums + 0.5 * rng.standard_normal(sums.shape)))
+    assert low < high < 1.0 + 1e-12
+
+
+def test_the_kernel_is_the_ridge_by_features() -> None:
+    rng = np.random.default_rng(3)
+    clips, queries = rng.standard_normal((7, 4)), rng.standard_normal((3, 4))
+    level = 0.5 * np.trace(clips @ clips.T) / 7
+    expected = clips @ np.linalg.inv(clips.T @ clips + level * np.eye(4)) @ queries.T
+    np.testing.assert_allclose(contenders.ridge(clips, queries, 0.5), expected, rtol=1e-8)
+
+
+def test_averages_are_the_attributors() -> None:
+    draws = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(0))
+    units = torch.nn.functional.normalize(draws, dim=-1)
+    np.testing.assert_allclose(contenders.averaged(draws.numpy()), average(units).numpy(), atol=1e-6)
+
+
+def test_two_choices_differ_by_their_clips_alone() -> None:
+    """What both have comes in one order, with one noise and one timestep each time."""
+    some, others = [0, 2, 5, 7], [1, 2, 5, 6]
+    order, other = (retraining.showings(chosen, 8, 3, 2) for chosen in (some, others))
+    common = {2, 5}
+    assert [s for s in order if s[0] in common] == [s for s in other if s[0] in common]
+    assert sorted(order) == sorted((clip, showing) for clip in some for showing in range(2))
+    assert retraining.showings(some, 8, 4, 2) != order
+    drawn = [retraining.draw((2, 3), 1, 5, showing, 4, 3.0) for showing in range(4)]
+    again = retraining.draw((2, 3), 1, 5, 2, 4, 3.0)
+    assert torch.equal(again[0], drawn[2][0]) and again[1] == drawn[2][1]
+    assert not torch.equal(drawn[0][0], drawn[1][0])
+    # Undo the scheduler's shift: one showing in each quarter.
+    quarters = sorted(int(4 * sigma / (3 - 2 * sigma)) for _, sigma in drawn)
+    assert quarters == [0, 1, 2, 3]
+
+
+def test_several_projections_are_those_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    named = {"a": torch.randn(40, 7, generator=generator), "b": torch.randn(5, generator=generator)}
+    moments = {name: value**2 + 0.1 for name, value in named.items()}
+    second = gradients.Second(moments)
+    law = gradients.Several(64, [gradients.as_it_is, gradients.unit, second])
+    stream = law.stream()
+    for name, value in named.items():
+        stream.add(name, value)
+    found = law.finish(stream.total()).view(3, 64)
+    plain = Fastfood(dim=64, seed=0)
+    for part, scale in zip(found, (gradients.as_it_is, gradients.unit, second), strict=True):
+        torch.testing.assert_close(part, plain.project({name: scale(name, value) for name, value in named.items()}))
+
+
+def test_the_smoke_run_writes_a_table(tmp_path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hf")}
+    script, output = str(ROOT / "benchmarks" / "faithfulness.py"), str(tmp_path / "out")
+    for options, models in (((), 6), (("--table",), 0)):
+        command = [sys.executable, script, "--smoke", "--output", output, *options]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("half-") == models
+    text = (tmp_path / "out" / "faithfulness.md").read_text("utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert any("the ceiling" in line for line in lines) and any("the paper's score" in line for line in lines)
+    assert "nan" not in text
