@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import faithfulness  # noqa: E402
-from faithful import contenders, gradients, retraining, truth  # noqa: E402
+from faithful import contenders, counterfactual, gradients, retraining, truth  # noqa: E402
 
 from hf_motive.draws import average  # noqa: E402
 from hf_motive.projection import Fastfood  # noqa: E402
@@ -62,6 +62,21 @@ def test_the_kernel_is_the_ridge_by_features() -> None:
     level = 0.5 * np.trace(clips @ clips.T) / 7
     expected = clips @ np.linalg.inv(clips.T @ clips + level * np.eye(4)) @ queries.T
     np.testing.assert_allclose(contenders.ridge(clips, queries, 0.5), expected, rtol=1e-8)
+
+
+def test_the_first_tenth_is_left_out_or_taken_alone() -> None:
+    """Of forty clips, four by votes: those that three queries out of three rank highest, at any scale of a score."""
+    scores = np.random.default_rng(4).random((40, 3))
+    scores[[3, 9, 20, 31]] += 5
+    scores[[1, 2, 7, 8]] -= 5
+    assert set(counterfactual.ranking(1000 * scores)[:4]) == {3, 9, 20, 31}
+    contender = contenders.Contender("a score", lambda _: scores, (1, 1))
+    every = list(counterfactual.choices([contender], {"a score": 0.0}, chances=2))
+    assert [choice.method for choice in every] == ["a score"] * 3 + [counterfactual.CHANCE] * 6
+    without_best, without_worst, alone = (set(choice.chosen.tolist()) for choice in every[:3])
+    assert alone == {3, 9, 20, 31} and without_best == set(range(40)) - alone
+    assert without_worst == set(range(40)) - {1, 2, 7, 8}
+    assert not np.array_equal(every[3].chosen, every[6].chosen), "chance chooses anew"
 
 
 def test_averages_are_the_attributors() -> None:
@@ -112,5 +127,6 @@ def test_the_smoke_run_writes_a_table(tmp_path) -> None:
         assert done.stdout.count("half-") == models
     text = (tmp_path / "out" / "faithfulness.md").read_text("utf-8")
     lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(list((tmp_path / "out" / "models").glob("without-the-best-the-paper-s-score-0-*.npz"))) == 2
     assert any("the ceiling" in line for line in lines) and any("the paper's score" in line for line in lines)
     assert "nan" not in text

@@ -1,0 +1,96 @@
+"""What becomes of the loss without the clips that a contender ranks first, without those it ranks last, and with the
+first alone; against as many clips by chance."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from hf_motive.influence import cutoffs, mean_influence, rank, votes
+
+from .contenders import Contender
+from .table import table
+from .truth import interval
+
+FRACTION = 0.1
+KINDS = ("without the best", "without the worst", "the best alone")
+CHANCE = "by chance"
+
+
+class Choice(NamedTuple):
+    """What one model is trained on.
+
+    Attributes:
+        kind: One of `KINDS`.
+        method: A contender's name, or `CHANCE`.
+        number: Which of several choices by chance; 0 for a contender.
+        chosen: The clips that are trained on.
+    """
+
+    kind: str
+    method: str
+    number: int
+    chosen: np.ndarray
+
+    @property
+    def name(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", f"{self.kind} {self.method} {self.number}".lower())
+
+
+def ranking(scores: np.ndarray) -> np.ndarray:
+    """Clips by votes over the queries, ties by mean influence, best first: scores (N, Q) of any scale to (N,)."""
+    largest = np.abs(scores).max(0)
+    scaled = torch.from_numpy(np.ascontiguousarray(scores / np.where(largest > 0, largest, 1))).float()
+    counts = votes(scaled, cutoffs(scaled, 100 * (1 - FRACTION)))
+    return np.argsort(rank(counts, mean_influence(scaled)).numpy())
+
+
+def choices(contenders: Sequence[Contender], settings: dict[str, float], chances: int) -> Iterator[Choice]:
+    """Of every contender, and of chance."""
+    for contender in contenders:
+        yield from _of(contender.name, 0, ranking(contender.scores(settings[contender.name])))
+    for number in range(chances):
+        order = np.random.default_rng([72_001, number]).permutation(len(contenders[0].scores(0.0)))
+        yield from _of(CHANCE, number, order)
+
+
+def _of(method: str, number: int, order: np.ndarray) -> Iterator[Choice]:
+    few = round(FRACTION * len(order))
+    for kind, chosen in zip(KINDS, (order[few:], order[:-few], order[:few]), strict=True):
+        yield Choice(kind, method, number, np.sort(chosen))
+
+
+def written(folder: Path, every: Sequence[Choice], seeds: Sequence[int]) -> str:
+    """Markdown: how much higher the queries' motion-weighted loss is than after as many clips by chance.
+
+    The difference is taken query by query and seed by seed, in thousandths; intervals by bootstrap over the queries.
+    """
+    losses: dict[tuple[str, str], list[np.ndarray]] = {}
+    for choice in every:
+        paths = [folder / "models" / f"{choice.name}-{seed}.npz" for seed in seeds]
+        if all(path.exists() for path in paths):
+            found = np.array([np.load(path)["losses"][0].mean((1, 2)) for path in paths])  # (seeds, Q)
+            losses.setdefault((choice.kind, choice.method), []).append(found)
+    rng = np.random.default_rng(0)  # of the bootstrap
+    methods = list(dict.fromkeys(method for _, method in losses if method != CHANCE))
+    body = []
+    for method in methods:
+        cells = []
+        for kind in KINDS:
+            if (kind, method) not in losses or (kind, CHANCE) not in losses:
+                cells.append("")
+                continue
+            difference = 1000 * (losses[kind, method][0] - np.mean(losses[kind, CHANCE], axis=0)).mean(0)
+            rounds = difference[rng.integers(len(difference), size=(1000, len(difference)))].mean(1)
+            cells.append("{:+.1f} [{:+.1f}, {:+.1f}]".format(difference.mean(), *interval(rounds)))
+        body.append([method, *cells])
+    spread = []
+    for kind in KINDS:
+        means = [1000 * found.mean() for found in losses.get((kind, CHANCE), [])]
+        spread.append(f"{np.mean(means):.1f}, sd {np.std(means, ddof=1):.1f}" if len(means) > 1 else "")
+    return table(["", *KINDS], [["*by chance, the loss itself*", *spread], *body])
