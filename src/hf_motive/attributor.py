@@ -48,6 +48,8 @@ from .video import load_clip
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
+    from .explaining import Explanation
+
 Result = TypeVar("Result")
 
 
@@ -218,14 +220,16 @@ class MotiveAttributor:
         """
         return self._feature(self._encode(self._prepare(video, caption, example)))
 
-    def _prepare(self, video: Any, caption: str | None, example: Mapping[str, Any] | None) -> _Prepared:
-        """What needs no device. Called from several threads at once."""
+    def _prepare(
+        self, video: Any, caption: str | None, example: Mapping[str, Any] | None, start: float = 0.0
+    ) -> _Prepared:
+        """What needs no device. Called from several threads at once. `start`: of the standard clip, in seconds."""
         caption = checked_caption(caption, self.config.require_caption)
         given = encoding_of(example or {}, self._encoder(), self.encoded_column) if self.encoded_column else None
         has_mask = given is not None and self.mask_column is None and given.mask_digest == self._encoder().mask_digest
         row = dict(example or {})
         if given is None or self.step.reads_rows or not (has_mask or self.mask_column):
-            row["pixels"] = load_clip(video, self.config.standard)
+            row["pixels"] = load_clip(video, self.config.standard, start=start)
         # A static clip is refused without the mask too, so that both ways of scoring rank the same rows.
         if given is not None and has_mask:
             weight, mean_motion = given.mask()
@@ -626,6 +630,93 @@ class MotiveAttributor:
             model=self.model_of(index),
         )
         return add_influence(dataset, columns, self.row_id, [name for _, name in found])
+
+    # -- parts of a clip -----------------------------------------------------------------------------------------
+
+    def explain(
+        self,
+        row: Mapping[str, Any],
+        queries: Dataset | GradientIndex,
+        *,
+        seconds: float = 0.5,
+        regions: str | None = None,
+        objects: int = 3,
+        whole: bool = False,
+        stride: float | None = None,
+    ) -> Explanation:
+        """Which second of a clip, and which moving object, says what of the queries: shares of its influence.
+
+        They add up to it (docs/segments.md). It costs one forward pass a draw, and one backward pass a draw and part
+        (segment × region) that moves.
+
+        Args:
+            row: A row of a dataset, or any mapping with a video and a caption under the names of this attributor.
+            queries: Their index (`MotiveAttributor.index`), or a dataset, whose features are then computed here.
+            seconds: Length of a segment, about: whole latent frames are given to segments.
+            regions: None: time alone. "motion": the objects that the motion mask shows. Or a column of labels: whole
+                numbers (H, W) or (F, H, W), a number a region and 0 for the rest.
+            objects: With "motion", how many at most; the others are in `rest`.
+            whole: Explain all of a clip that is longer than the standard: windows of the standard's length, each
+                scored as a clip of its own, whose curves are averaged where they overlap. False: the standard clip,
+                which is what `influence` scores.
+            stride: Seconds from one window to the next. None: half a window.
+
+        Raises:
+            ClipError: the clip cannot be scored; of a longer one, none of its windows.
+            IndexMismatchError: the queries were computed with other settings.
+            ValueError: no query has a feature, the standard has no rate (fps=None), or `whole` with masks or encodings
+                from columns, which are of the standard clip.
+
+        Example:
+            >>> explanation = attributor.explain(clips[7], attributor.index(queries, "runs/queries"), regions="motion")
+            >>> explanation.segments()       # [{"start": 0.0, "end": 0.56, "influence": 0.11, "motion": 0.4}, ...]
+            >>> explanation.plot("clip7.png")
+        """
+        from .explaining import Cut, explain, queries_of
+
+        return explain(self, row, queries_of(self, queries), Cut(seconds, whole, stride, regions, objects))
+
+    def segments(
+        self,
+        dataset: Dataset,
+        queries: Dataset | GradientIndex,
+        path: str | Path | None = None,
+        *,
+        seconds: float = 0.5,
+        regions: str | None = None,
+        objects: int = 3,
+        whole: bool = False,
+        stride: float | None = None,
+        per_query: bool = False,
+        progress: bool = True,
+    ) -> Dataset:
+        """`explain` of every row, as columns.
+
+        Args:
+            dataset: Rows with a video and a caption, no stream; a few hundred of the best rather than all.
+            queries, seconds, regions, objects, whole, stride: As `explain` takes them.
+            path: Folder in which each clip's parts are kept, one file a clip: the same call goes on where it stopped,
+                and other queries cost no gradient. None: they are kept nowhere.
+            per_query: Add `by_query` to each segment and region, in the order of a column `explained_queries`.
+            progress: Show a bar.
+
+        Returns:
+            `dataset` with these columns added:
+            `explained_segments`: a list of `start` and `end` in seconds, `influence`, the mean over queries of the
+            segment's share, and `motion`, its share of the loss's weight;
+            `explained_regions`: a list of the same and `region`, `left`, `top`, `right`, `bottom` in [0, 1];
+            `explained_best_start`, `explained_best_end`: the segment with the most influence per second;
+            `explained_influence`: the sum of the shares, which is the clip's influence (with `whole` the mean over its
+            windows);
+            `explained_status`, `explained_reason`: `ok`, or why there is nothing: null lists and NaN.
+
+        Raises:
+            As `explain`; TypeError: a stream. A bad clip costs one row.
+        """
+        from .explaining import Cut, explain_rows
+
+        cut = Cut(seconds, whole, stride, regions, objects)
+        return explain_rows(self, dataset, queries, cut, kept_in=path, per_query=per_query, progress=progress)
 
 
 def _or_error(function: Callable[[Any], Result], clip: Any) -> Result | ClipError:

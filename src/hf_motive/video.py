@@ -68,7 +68,9 @@ class _Frame(NamedTuple):
     rate: float | None = None  # frames per second, as the file has it on average
 
 
-def load_clip(video: Any, standard: ClipStandard | None = None, source_fps: float | None = None) -> Tensor:
+def load_clip(
+    video: Any, standard: ClipStandard | None = None, source_fps: float | None = None, *, start: float = 0.0
+) -> Tensor:
     """Bring a clip to a standard.
 
     Args:
@@ -83,6 +85,7 @@ def load_clip(video: Any, standard: ClipStandard | None = None, source_fps: floa
         standard: Frame count, rate and size. None: all frames at their native size.
         source_fps: Frames per second of the source, in place of its time stamps. Frames without time stamps (images,
             arrays) are taken to be at the standard's rate where this is None.
+        start: Seconds after the first frame at which the standard clip begins; it takes a standard with a rate.
 
     Returns:
         (F, 3, H, W), float32 in [-1, 1], on the CPU.
@@ -95,8 +98,10 @@ def load_clip(video: Any, standard: ClipStandard | None = None, source_fps: floa
         ClipError: `unreadable` (no such file, no video in it, broken before the wanted frames, not frames at all, or
             floats that are not in [-1, 1]), `too_short`, or `non_finite` (NaN or infinity in an array).
         TypeError: `video` is of none of these kinds.
-        ValueError: `source_fps` is not a positive number.
+        ValueError: `source_fps` is not a positive number, or `start` is negative or without a rate.
     """
+    if not 0 <= start < float("inf") or (start and (standard is None or standard.fps is None)):
+        raise ValueError(f"start={start} must be at least 0 seconds, of a standard with a rate: give the standard fps")
     if source_fps is not None and not 0 < source_fps < float("inf"):
         raise ValueError(f"source_fps must be a positive number of frames per second, got {source_fps}")
     name = _name(video)
@@ -108,7 +113,24 @@ def load_clip(video: Any, standard: ClipStandard | None = None, source_fps: floa
         return _all(frames, name)
     if standard.fps is None:
         return _first(frames, standard, name)
-    return _resample(frames, standard, name)
+    return _resample(frames, standard, name, start)
+
+
+def clip_seconds(video: Any, fps: float) -> float:
+    """How long a clip is: from its first frame to the end of its last. Its frames are decoded, and none is converted.
+
+    Args:
+        video: As for `load_clip`.
+        fps: Frames per second of what carries no times (images, arrays).
+
+    Raises:
+        ClipError, TypeError: As `load_clip`.
+    """
+    start, end = None, 0.0
+    for frame in _frames(video, _name(video), fps):
+        start = frame.time if start is None else start
+        end = frame.time + frame.duration - start
+    return end
 
 
 def read_clip(video: Any) -> tuple[Tensor, float | None]:
@@ -164,8 +186,8 @@ def _first(frames: Iterator[_Frame], standard: ClipStandard, name: str) -> Tenso
     raise _too_short(name, count, None, standard)
 
 
-def _resample(frames: Iterator[_Frame], standard: ClipStandard, name: str) -> Tensor:
-    """Frame k is the source frame nearest in time to k / fps; of two equally near, the earlier."""
+def _resample(frames: Iterator[_Frame], standard: ClipStandard, name: str, offset: float = 0.0) -> Tensor:
+    """Frame k is the source frame nearest in time to offset + k / fps; of two equally near, the earlier."""
     assert standard.fps is not None
     clip = _empty(standard)
     k = 0  # the next frame of the standard clip that is still missing
@@ -184,7 +206,7 @@ def _resample(frames: Iterator[_Frame], standard: ClipStandard, name: str) -> Te
     for frame in frames:
         count += 1
         if before is None:
-            start = frame.time
+            start = frame.time + offset
             before = frame
         # The time is compared in frames of the standard, with room for the rounding of time stamps.
         while k < standard.num_frames and k <= (frame.time - start) * standard.fps + 1e-6:

@@ -132,6 +132,19 @@ def latent_mask(
     return mask
 
 
+def latent_frames(frames: int, time: int, causal: bool | None = None) -> list[range]:
+    """Which of F pixel frames each of T latent frames stands for, as `latent_mask` has it.
+
+    Raises:
+        ValueError: F frames do not group into T.
+    """
+    if time == frames:
+        return [range(frame, frame + 1) for frame in range(frames)]
+    first, group = _grouping(frames, time, causal)
+    later = [range(start, start + group) for start in range(first, frames, group)]
+    return [range(1)] * first + later
+
+
 def _grouping(frames: int, time: int, causal: bool | None) -> tuple[int, int]:
     """How many first frames stand alone (0 or 1), and how many of the others make a group."""
     ways = {}

@@ -204,6 +204,27 @@ class PipelineStep:
         unweighted = loss.detach() if weight is None else squares.detach().sum() / denoised.sum()
         return StepOutput(loss, prediction, target, weights, unweighted)
 
+    def part_loss(self, output: StepOutput, weight: Tensor) -> Tensor:
+        """What a weight makes of a forward pass that is done: the loss that `loss(weight=weight)` has, for no call.
+
+        The loss is linear in the weight, so the losses of weights that add up to W add up to the loss of W.
+
+        Args:
+            output: Of `loss` without a weight.
+            weight: (T, h, w).
+
+        Returns:
+            Scalar, float32, with the graph of `output`, which all its parts share: keep it by
+            `backward(retain_graph=True)` for the next.
+        """
+        if tuple(weight.shape) != tuple(self.latent_shape[1:]):
+            raise ValueError(f"weight must have shape {tuple(self.latent_shape[1:])}, got {tuple(weight.shape)}")
+        denoised = output.weight  # 1 or 0: without a weight that is all it says
+        weight = weight.to(denoised.device, torch.float32).expand(self.latent_shape)
+        weights = self._learnt.map.arrive.gather(self._learnt.map.place(weight)) * denoised
+        squares = torch.where(denoised > 0, output.prediction - output.target, 0.0) ** 2
+        return (weights * squares).sum() / denoised.sum()
+
     # --------------------------------------------------------------------------------------------- what training needs
 
     def answers(self, caption: str, example: Mapping[str, Any] | None = None) -> Answers:
