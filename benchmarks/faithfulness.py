@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from faithful import case, gradients  # noqa: E402
 from faithful import table as tables  # noqa: E402
-from faithful.contenders import contenders  # noqa: E402
+from faithful.contenders import PAPER, contenders  # noqa: E402
 from faithful.counterfactual import Choice, choices  # noqa: E402
 from faithful.counterfactual import written as counterfactual_table  # noqa: E402
 from faithful.retraining import Measurement, Model, Training, fine_tune, losses  # noqa: E402
@@ -82,6 +82,20 @@ class Run:
 
     def path(self, output: Path) -> Path:
         return output / "models" / f"{self.name}-{self.seed}.npz"
+
+
+def made_in(output: Path, size: Size) -> case.Case:
+    """What all runs need, made once."""
+    world = {
+        "corpus": size.corpus,
+        "queries": size.queries,
+        "motions": list(size.motions),
+        "base_clips": size.base_clips,
+        "base_steps": size.base_steps,
+    }
+    training, measurement = asdict(size.training), asdict(size.measurement)
+    case.check(output, {**world, "training": training, "measurement": measurement})
+    return case.make(LAB, output, **world, lr=size.base_lr)
 
 
 def half(number: int, of: int) -> np.ndarray:
@@ -167,7 +181,7 @@ def judge(made: case.Case, size: Size, output: Path) -> Judged:
     every = contenders(made.corpus, made.queries, gradients.read(output / "gradients"), size.draws.timesteps)
     # The first third of each motion's queries chooses; where a motion has one query, motions choose in turn.
     tuning = np.arange(len(made.queries)) % max(size.queries, 3) < max(size.queries // 3, 1)
-    return Judged(retrained, tables.rows(retrained, every, tuning, "the paper's score"), tuning)
+    return Judged(retrained, tables.rows(retrained, every, tuning, PAPER), tuning)
 
 
 def report(made: case.Case, size: Size, output: Path) -> str:
@@ -206,16 +220,7 @@ def main() -> None:
     torch.set_num_threads(1)
     size = SMOKE if told.smoke else Size()
     output = told.output or ROOT / "runs" / ("faithfulness-smoke" if told.smoke else "faithfulness")
-    world = {
-        "corpus": size.corpus,
-        "queries": size.queries,
-        "motions": list(size.motions),
-        "base_clips": size.base_clips,
-        "base_steps": size.base_steps,
-    }
-    training, measurement = asdict(size.training), asdict(size.measurement)
-    case.check(output, {**world, "training": training, "measurement": measurement})
-    made = case.make(LAB, output, **world, lr=size.base_lr)
+    made = made_in(output, size)
     k, n = map(int, told.share.split("/"))
     alone = told.prepare or told.gradients or told.table
     if told.gradients or not (alone or n > 1):

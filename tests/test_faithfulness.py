@@ -83,6 +83,9 @@ def test_averages_are_the_attributors() -> None:
     draws = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(0))
     units = torch.nn.functional.normalize(draws, dim=-1)
     np.testing.assert_allclose(contenders.averaged(draws.numpy()), average(units).numpy(), atol=1e-6)
+    other = torch.nn.functional.normalize(torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(1)), dim=-1)
+    equal = contenders.side_by_side(draws.numpy()) @ contenders.side_by_side(other.numpy()).T
+    np.testing.assert_allclose(equal, torch.einsum("ikd,jkd->ij", units, other).numpy() / 3, atol=1e-6)
 
 
 def test_two_choices_differ_by_their_clips_alone() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .case import Clips
 
 Features = dict[str, dict[str, np.ndarray]]  # of gradients.read
+Scores = Callable[[float], np.ndarray]
+PAPER = "the paper's score"
 AS_IT_IS, BY_TENSOR, BY_PARAMETER = 0, 1, 2  # the projections of gradients.Gradients.of
 #: Of the mean eigenvalue of ΦΦᵀ; the one that is taken is chosen by the tuning queries.
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -24,14 +27,14 @@ class Contender:
         scores: `settings -> (N, Q)`, larger where training on the clip lowers the query's loss the more.
         settings: What is tried on the tuning queries; () where there is nothing to choose.
         passes: (forward, backward) passes through the denoiser for a clip.
-        numbers: Kept for a clip, in features of D'.
+        numbers: Features of D' that are kept of a clip.
     """
 
     name: str
-    scores: Callable[[float], np.ndarray]
+    scores: Scores
     passes: tuple[int, int]
     numbers: int = 1
-    settings: tuple[float, ...] = field(default=(0.0,))
+    settings: tuple[float, ...] = (0.0,)
 
 
 def unit(values: np.ndarray) -> np.ndarray:
@@ -39,8 +42,13 @@ def unit(values: np.ndarray) -> np.ndarray:
 
 
 def averaged(draws: np.ndarray) -> np.ndarray:
-    """(N, K, D) to (N, D): units of every draw, their mean, its unit. What `hf_motive.draws.average` does."""
-    return unit(unit(draws.astype(np.float64)).mean(1))
+    """(N, K, D) to (N, D): the unit of the mean of units. Every draw of a clip meets every draw of a query."""
+    return unit(unit(draws).mean(1))
+
+
+def side_by_side(draws: np.ndarray) -> np.ndarray:
+    """(N, K, D) to (N, KD), of norm 1: a dot product is the mean of the cosines of equal draws."""
+    return (unit(draws) / np.sqrt(draws.shape[1])).reshape(len(draws), -1)
 
 
 def ridge(clips: np.ndarray, queries: np.ndarray, strength: float) -> np.ndarray:
@@ -50,93 +58,117 @@ def ridge(clips: np.ndarray, queries: np.ndarray, strength: float) -> np.ndarray
     return np.linalg.solve(kernel + level * np.eye(len(kernel)), clips @ queries.T)
 
 
+class Pairs:
+    """Features of the corpus and of the queries, by what is differentiated on either side."""
+
+    def __init__(self, features: Features):
+        self.features = features
+
+    def gradients(self, what: str, output: str, draws: int | None = None, projection: int = AS_IT_IS) -> np.ndarray:
+        """(N, K, D) float64."""
+        chosen = self.features[what][output][:, :, projection]
+        return (chosen if draws is None else chosen[:, [draws]]).astype(np.float64)
+
+    def of(
+        self, clip: str, query: str | None = None, draws: int | None = None, projection: int = AS_IT_IS
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draws side by side; `draws`: only that one."""
+        return (
+            side_by_side(self.gradients("corpus", clip, draws, projection)),
+            side_by_side(self.gradients("queries", query or clip, draws, projection)),
+        )
+
+    def cosine(self, *arguments: Any, **more: Any) -> Scores:
+        def scores(_: float) -> np.ndarray:
+            clips, asked = self.of(*arguments, **more)
+            return clips @ asked.T
+
+        return scores
+
+    def ridge(self, *arguments: Any, **more: Any) -> Scores:
+        return lambda strength: ridge(*self.of(*arguments, **more), strength)
+
+    def averaged(self, output: str) -> Scores:
+        return lambda _: averaged(self.gradients("corpus", output)) @ averaged(self.gradients("queries", output)).T
+
+    def dot(self, clip: str, query: str) -> Scores:
+        """Without bringing a clip's gradient to norm 1: a step is as long as its gradient."""
+
+        def scores(_: float) -> np.ndarray:
+            clips = self.gradients("corpus", clip)
+            return clips.reshape(len(clips), -1) @ side_by_side(self.gradients("queries", query)).T
+
+        return scores
+
+    def caption(self) -> Scores:
+        """What the caption adds: the gradient with it less that without, draw by draw."""
+
+        def scores(_: float) -> np.ndarray:
+            clips, asked = (
+                side_by_side(self.gradients(what, "masked") - self.gradients(what, "uncaptioned"))
+                for what in ("corpus", "queries")
+            )
+            return clips @ asked.T
+
+        return scores
+
+    def das(self) -> Scores:
+        """The change of the output itself: squared, so without a sign, and by how wrong the clip still is."""
+
+        def scores(strength: float) -> np.ndarray:
+            residual = np.sqrt(np.linalg.norm(self.gradients("corpus", "masked").sum(1), axis=1))
+            return (ridge(*self.of("output"), strength) * residual[:, None]) ** 2
+
+        return scores
+
+
 def contenders(corpus: Clips, queries: Clips, features: Features, timesteps: tuple[float, ...]) -> list[Contender]:
     """All of them, in the order of the table.
 
     Args:
         timesteps: Those of the draws, one noise each.
     """
-    own = timesteps.index(751.0) if 751.0 in timesteps else 0
-    every = slice(None)
-
-    def of(what: str, output: str, draws: int | slice = every, projection: int = AS_IT_IS) -> np.ndarray:
-        chosen = features[what][output][:, draws if isinstance(draws, slice) else [draws], projection]
-        return chosen.astype(np.float64)
-
-    def pair(clip: str, query: str | None = None, draws: int | slice = every, projection: int = AS_IT_IS):
-        """Averaged features of the corpus and of the queries."""
-        return (
-            averaged(of("corpus", clip, draws, projection)),
-            averaged(of("queries", query or clip, draws, projection)),
-        )
-
-    def cosine(*arguments, **more) -> Callable[[float], np.ndarray]:
-        def scores(_: float) -> np.ndarray:
-            clips, asked = pair(*arguments, **more)
-            return clips @ asked.T
-
-        return scores
-
-    def dot(clip: str, query: str, projection: int = AS_IT_IS) -> Callable[[float], np.ndarray]:
-        """Without bringing a clip's gradient to norm 1: a step is as long as its gradient."""
-        return lambda _: (
-            of("corpus", clip, projection=projection).sum(1)
-            @ unit(of("queries", query, projection=projection).sum(1)).T
-        )
-
-    def kernel(*arguments, **more) -> Callable[[float], np.ndarray]:
-        return lambda strength: ridge(*pair(*arguments, **more), strength)
-
-    def conditional(_: float) -> np.ndarray:
-        """What the caption adds: with it less without it, draw by draw."""
-        clips, asked = (averaged(of(w, "masked") - of(w, "uncaptioned")) for w in ("corpus", "queries"))
-        return clips @ asked.T
-
-    def das(strength: float) -> np.ndarray:
-        """The change of the output itself: squared, so without a sign, and by how wrong the clip still is."""
-        residual = np.sqrt(np.linalg.norm(of("corpus", "masked").sum(1), axis=1))
-        return (ridge(*pair("output"), strength) * residual[:, None]) ** 2
-
-    def matched(_: float) -> np.ndarray:
-        """Only equal draws are compared: the mean of their cosines."""
-        clips, asked = (unit(of(w, "masked")) for w in ("corpus", "queries"))
-        return np.einsum("ikd,qkd->iq", clips, asked) / clips.shape[1]
-
+    pairs = Pairs(features)
+    own = timesteps.index(751.0)
     k, n = len(timesteps), len(corpus)
     pictures, asked = corpus.latents.flatten(1).numpy(), queries.latents.flatten(1).numpy()
     centre = pictures.mean(0)
-    rng = np.random.default_rng(0)
-    by_chance = rng.standard_normal((n, len(queries)))
+    by_chance = np.random.default_rng(0).standard_normal((n, len(queries)))
     motion = np.repeat(corpus.labels("mean_motion")[:, None], len(queries), axis=1)
-    each = dict(passes=(k, k))
-    tuned = dict(settings=RIDGES, **each)
+    label = (corpus.labels("shown")[:, None] == queries.labels("shown")[None]).astype(float)
+    every: dict[str, Any] = dict(passes=(k, k), numbers=k)
+    tuned: dict[str, Any] = dict(settings=RIDGES, **every)
+    one: dict[str, Any] = dict(passes=(1, 1), settings=RIDGES)
+    second = dict(projection=BY_PARAMETER)
     return [
         Contender("random", lambda _: by_chance, (0, 0), 0),
         Contender("motion magnitude", lambda _: motion, (0, 0), 0),
         Contender("VAE similarity", lambda _: unit(pictures - centre) @ unit(asked - centre).T, (0, 0)),
-        Contender("whole-clip gradient", cosine("plain", draws=own), (1, 1)),
-        Contender("the paper's score", cosine("masked", draws=own), (1, 1)),
+        Contender("the label: shows the same motion", lambda _: label, (0, 0), 0),
+        Contender("whole-clip gradient", pairs.cosine("plain", draws=own), (1, 1)),
+        Contender(PAPER, pairs.cosine("masked", draws=own), (1, 1)),
         *(
-            Contender(f"the same at timestep {t:.0f}", cosine("masked", draws=i), (1, 1))
+            Contender(f"the same at timestep {t:.0f}", pairs.cosine("masked", draws=i), (1, 1))
             for i, t in enumerate(timesteps)
             if i != own
         ),
-        Contender("whole clip, all draws", cosine("plain"), **each),
-        Contender("masked, all draws", cosine("masked"), **each),
-        Contender("masked, all draws, equal ones only", matched, numbers=k, **each),
-        Contender("centred over time", cosine("centred"), **each),
-        Contender("caption less no caption", conditional, (2 * k, 2 * k)),
-        Contender("tensors to one length", cosine("masked", projection=BY_TENSOR), **each),
-        Contender("parameters by second moments", cosine("masked", projection=BY_PARAMETER), **each),
-        Contender("mask on the query alone", cosine("plain", "masked"), **each),
-        Contender("mask on the query, clip's own length", dot("plain", "masked"), **each),
-        Contender("the same, second moments", dot("plain", "masked", BY_PARAMETER), **each),
-        Contender("mask on the query, second moments", cosine("plain", "masked", projection=BY_PARAMETER), **each),
-        Contender("ridge, masked", kernel("masked"), **tuned),
-        Contender("ridge, mask on the query alone", kernel("plain", "masked"), **tuned),
-        Contender("ridge, masked, second moments", kernel("masked", projection=BY_PARAMETER), **tuned),
-        Contender("ridge, query's mask, second moments", kernel("plain", "masked", projection=BY_PARAMETER), **tuned),
-        Contender("ridge, plain", kernel("plain"), **tuned),
-        Contender("D-TRAK with the mask", kernel("square"), **tuned),
-        Contender("DAS with the mask", das, **tuned),
+        Contender("the paper's, ridge", pairs.ridge("masked", draws=own), **one),
+        Contender("query's mask, ridge, one draw", pairs.ridge("plain", "masked", draws=own), **one),
+        Contender("masked, draws averaged", pairs.averaged("masked"), **every),
+        Contender("masked, equal draws", pairs.cosine("masked"), **every),
+        Contender("whole clip", pairs.cosine("plain"), **every),
+        Contender("centred over time", pairs.cosine("centred"), **every),
+        Contender("caption less no caption", pairs.caption(), (2 * k, 2 * k), k),
+        Contender("tensors to one length", pairs.cosine("masked", projection=BY_TENSOR), **every),
+        Contender("second moments", pairs.cosine("masked", **second), **every),
+        Contender("query's mask alone", pairs.cosine("plain", "masked"), **every),
+        Contender("query's mask alone, clip's own length", pairs.dot("plain", "masked"), **every),
+        Contender("query's mask alone, second moments", pairs.cosine("plain", "masked", **second), **every),
+        Contender("ridge, masked", pairs.ridge("masked"), **tuned),
+        Contender("ridge, masked, second moments", pairs.ridge("masked", **second), **tuned),
+        Contender("ridge, query's mask alone", pairs.ridge("plain", "masked"), **tuned),
+        Contender("ridge, query's mask alone, second moments", pairs.ridge("plain", "masked", **second), **tuned),
+        Contender("ridge, whole clip", pairs.ridge("plain"), **tuned),
+        Contender("D-TRAK with the mask", pairs.ridge("square"), **tuned),
+        Contender("DAS with the mask", pairs.das(), **tuned),
     ]
