@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import faithfulness  # noqa: E402
 from faithful import contenders, counterfactual, gradients, retraining, truth  # noqa: E402
 
-from hf_motive.draws import average  # noqa: E402
+from hf_motive.draws import side_by_side  # noqa: E402
 from hf_motive.projection import Fastfood  # noqa: E402
 
 
@@ -79,10 +79,12 @@ def test_the_first_tenth_is_left_out_or_taken_alone() -> None:
     assert not np.array_equal(every[3].chosen, every[6].chosen), "chance chooses anew"
 
 
-def test_averages_are_the_attributors() -> None:
+def test_draws_are_compared_as_the_attributor_does() -> None:
     draws = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(0))
     units = torch.nn.functional.normalize(draws, dim=-1)
-    np.testing.assert_allclose(contenders.averaged(draws.numpy()), average(units).numpy(), atol=1e-6)
+    np.testing.assert_allclose(contenders.side_by_side(draws.numpy()), side_by_side(units).numpy(), atol=1e-6)
+    mean = units.mean(1)
+    np.testing.assert_allclose(contenders.averaged(draws.numpy()), mean / mean.norm(dim=1, keepdim=True), atol=1e-6)
     other = torch.nn.functional.normalize(torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(1)), dim=-1)
     equal = contenders.side_by_side(draws.numpy()) @ contenders.side_by_side(other.numpy()).T
     np.testing.assert_allclose(equal, torch.einsum("ikd,jkd->ij", units, other).numpy() / 3, atol=1e-6)

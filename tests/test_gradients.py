@@ -247,15 +247,15 @@ def test_wrappers_do_not_rename_parameters(wan):
     assert list(select_parameters({"t": Wrapper(wan)})) == list(select_parameters({"t": wan}))
 
 
-def test_draws_are_normalised_averaged_and_normalised(wan, law):
+def test_draws_are_brought_to_norm_1_and_put_side_by_side(wan, law):
     draws = [lambda s=seed, k=scale: loss_of(wan, s, k) for seed, scale in ((0, 1.0), (1, 1e-3), (2, 50.0))]
     with GradientProjector(select_parameters({"transformer": wan}), law, [wan]) as projector:
         each = [projector.project(draw()) for draw in draws]
         feature = clip_feature(projector, draws)
         one = clip_feature(projector, iter(draws[:1]))
-    mean = sum(f.vector.double() / f.vector.double().norm() for f in each) / 3
-    assert torch.allclose(feature.vector, (mean / mean.norm()).float(), atol=1e-6)
-    assert feature.vector.norm().item() == pytest.approx(1, abs=1e-6)
+    units = torch.stack([f.vector / f.vector.norm() for f in each])
+    torch.testing.assert_close(feature.draws, units, atol=1e-6, rtol=0)
+    torch.testing.assert_close(feature.vector, units.flatten() / 3**0.5, atol=1e-6, rtol=0)
     assert feature.norm == pytest.approx(sum(f.norm for f in each) / 3)
     assert feature.loss == pytest.approx(sum(f.loss for f in each) / 3)
     assert torch.allclose(one.vector, each[0].vector / each[0].vector.norm(), atol=1e-6)
@@ -345,13 +345,10 @@ def test_several_draws_say_which_one_failed(wan, law):
     assert info.value.status == "non_finite"
 
 
-def test_zero_and_cancelling_gradients_fail(wan, law):
+def test_zero_gradients_fail(wan, law):
     with GradientProjector(select_parameters({"transformer": wan}), law, [wan]) as projector:
         with pytest.raises(ClipError, match=r"the gradient is zero in all \d+ parameters; loss 0") as info:
             projector.project(loss_of(wan) * 0)
-        assert info.value.status == "failed"
-        with pytest.raises(ClipError, match="the unit gradients of 2 draws cancel") as info:
-            clip_feature(projector, [lambda: loss_of(wan), lambda: -loss_of(wan)])
         assert info.value.status == "failed"
 
 

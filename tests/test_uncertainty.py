@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from scipy.stats import t as student
 
-from hf_motive.draws import average, quantile, standard_error, without
+from hf_motive.draws import quantile, side_by_side, standard_error, without
 from hf_motive.index import GradientIndex
 from hf_motive.influence import influence
 from hf_motive.selection import best, without_worst
@@ -27,13 +27,14 @@ def drawn(count: int, draws: int, dim: int = 64, noise: float = 0.1, seed: int =
     return torch.nn.functional.normalize(means + own + common, dim=2), means[:, 0]
 
 
-def test_average_and_what_is_left_without_a_draw():
-    units, _ = drawn(3, 4)
-    by_hand = units.double().mean(1)
-    torch.testing.assert_close(average(units), (by_hand / by_hand.norm(dim=1, keepdim=True)).float())
-    by_hand = units[:, [0, 1, 3]].double().mean(1)
-    torch.testing.assert_close(without(units, 2), (by_hand / by_hand.norm(dim=1, keepdim=True)).float())
-    assert torch.equal(average(units[:, :1]), units[:, 0]), "one draw is the feature, bit for bit"
+def test_equal_draws_are_compared():
+    units, others = drawn(3, 4)[0], drawn(2, 4, seed=1)[0]
+    cosines = torch.einsum("ikd,jkd->ijk", units, others)
+    torch.testing.assert_close(side_by_side(units) @ side_by_side(others).T, cosines.mean(2))
+    left = cosines[..., [0, 1, 3]].mean(2)
+    torch.testing.assert_close(without(units, 2) @ without(others, 2).T, left)
+    torch.testing.assert_close(side_by_side(units).norm(dim=1), torch.ones(3))
+    assert torch.equal(side_by_side(units[:, :1]), units[:, 0]), "one draw is the feature, bit for bit"
     with pytest.raises(ValueError, match="noise_draws=4"):
         without(units[:, :1], 0)
 
@@ -74,11 +75,8 @@ def test_intervals_cover_what_other_draws_say():
         few, _ = drawn(60, 4, seed=seed)
         asked, _ = drawn(5, 4, seed=100 + seed)
         many, many_asked = drawn(60, 400, seed=7)[0], drawn(5, 400, seed=8)[0]
-        truth = influence(average(many), average(many_asked)).mean
-        # A mean of few noisy draws is shorter than one of many before it is brought to norm 1: all influences are
-        # smaller by one factor, which moves no rank.
-        scores = influence(average(few), average(asked)).mean
-        truth = truth * (scores @ truth) / (truth @ truth)
+        truth = influence(side_by_side(many), side_by_side(many_asked)).mean
+        scores = influence(side_by_side(few), side_by_side(asked)).mean
         error = uncertainty(lambda few=few: iter([few]), asked).mean
         inside.append(((scores - truth).abs() <= quantile(4, 0.95) * error).double().mean().item())
     assert 0.8 < np.mean(inside) < 0.98

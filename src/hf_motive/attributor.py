@@ -29,7 +29,7 @@ from torch import Tensor
 
 from . import motion
 from .ahead import ahead, idle_threads
-from .config import AttributionConfig
+from .config import PRESETS, AttributionConfig
 from .corpus import RowId, as_files, clip_name, undecoded
 from .encodings import COLUMNS, ClipEncoder, Encoding, add_encodings, check_encoded, checked_caption, encoding_of
 from .errors import ClipError
@@ -57,8 +57,9 @@ class ClipFeature(NamedTuple):
     """What one clip leaves behind.
 
     Attributes:
-        vector: (D',) float32, unit norm: the projected motion-weighted gradient.
-        draws: (K, D') float32, unit norm each: of each (timestep, noise). `vector` is their mean, brought to norm 1.
+        vector: (K·D',) float32, unit norm: the projected motion-weighted gradients of K (timestep, noise) draws, side
+            by side.
+        draws: (K, D') float32, unit norm each: the same, apart.
         facts: Numbers beside it: `mean_motion` in pixels per frame (None where masks come from a column and it does
             not), `loss`, `coverage` in [0, 1].
     """
@@ -105,7 +106,7 @@ class MotiveAttributor:
 
     Args:
         pipe: Any diffusers video pipeline, loaded and on its device. It is left as it was found.
-        config: The settings; None for the paper's.
+        config: The settings; None for the defaults. `preset="paper"` among `settings`: the paper's, to the letter.
         estimator: A `MotionEstimator` in place of the weights-free DIS that `config` describes.
         conditioning: `example -> pipeline arguments`, for pipelines that need more than a caption; `example` is the
             dataset's row with the clip's `pixels`, (F, 3, H, W) in [-1, 1], added.
@@ -151,6 +152,8 @@ class MotiveAttributor:
         **settings: Any,
     ):
         base = config.to_dict() if config is not None else {}
+        if "preset" in settings:  # what it is about is taken from it, and not from the config
+            base = {name: value for name, value in base.items() if name not in PRESETS["paper"]}
         self.config = AttributionConfig.from_dict({**base, **settings})
         self.video_column, self.caption_column, self.id_column = video_column, caption_column, id_column
         self.mask_column, self.encoded_column = mask_column, encoded_column
@@ -243,7 +246,7 @@ class MotiveAttributor:
         step, config, given = self.step, self.config, clip.encoding
         latents = step.encode(clip.row["pixels"]) if given is None else given.latents
         answers = None if given is None else given.answers
-        if answers is None and (len(config.timesteps) * config.noise_draws > 1 or self._sharded):
+        if answers is None and (config.draws > 1 or self._sharded):
             answers = step.answers(clip.caption, clip.row)  # of the frozen parts: the same for every draw
         return _Encoded(clip, latents, answers)
 
@@ -276,8 +279,8 @@ class MotiveAttributor:
         if self._settings is None or self._witness != witness:
             self._witness, self._model = witness, None
             config = self.config.to_dict()
-            for name in ("flow_preset", "flow_reference", "projection", "projection_dim"):
-                config.pop(name)  # said, with their own names, by the estimator and the projection
+            for name in ("preset", "flow_preset", "flow_reference", "projection", "projection_dim"):
+                config.pop(name)  # said, with their own names, by what they set
             self._settings = {
                 **config,
                 "estimator": self.estimator.name if self.mask_column is None else f"column {self.mask_column}",
@@ -424,7 +427,7 @@ class MotiveAttributor:
             path,
             settings={"features": self.settings(), "provenance": _provenance(self.step)},
             dim=self.projection.dim,
-            draws=len(self.config.timesteps) * self.config.noise_draws,
+            draws=self.config.draws,
             shard=f"{state.process_index:05d}",
         )
         with index:

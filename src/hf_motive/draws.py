@@ -1,32 +1,33 @@
-"""Several (timestep, noise) draws of one clip: their mean, and what it would be without each of them."""
+"""Several (timestep, noise) draws of one clip: one feature of them, and what it would be without each."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
-def average(draws: Tensor) -> Tensor:
-    """The feature of unit vectors, one a draw: their mean, brought to norm 1.
+def side_by_side(draws: Tensor) -> Tensor:
+    """The feature of several draws: one beside the other, so that only equal draws are compared.
+
+    The dot product of two such features is the mean over the draws of their cosines. Draws that were averaged first
+    would compare every draw with every other, of which retraining says that it predicts less (docs/results.md).
 
     Args:
-        draws: (..., K, D).
+        draws: (..., K, D), a unit vector a draw.
 
     Returns:
-        (..., D) float32, of norm 1; zeros where the draws cancel.
+        (..., K·D), of norm 1; one draw as it is.
     """
-    if draws.shape[-2] == 1:
-        return draws.select(-2, 0).float()
-    mean = draws.double().mean(-2)
-    return torch.nn.functional.normalize(mean, dim=-1, eps=1e-12).float()
+    count = draws.shape[-2]
+    feature = draws.flatten(-2)
+    return feature if count == 1 else feature / count**0.5
 
 
 def without(draws: Tensor, draw: int) -> Tensor:
-    """The feature that all draws but one would have given: (..., K, D) with K > 1 to (..., D)."""
+    """The feature that all draws but one would have given: (..., K, D) with K > 1 to (..., (K - 1)·D)."""
     left = [k for k in range(draws.shape[-2]) if k != draw]
     if not left:
         raise ValueError("one draw does not show how much another would differ: score with several, as noise_draws=4")
-    return average(draws[..., left, :])
+    return side_by_side(draws[..., left, :])
 
 
 def standard_error(values: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ _PICTURES, _SIDE = 8, 160  # frames kept of a window, and pixels of their longer
 
 
 class Queries(NamedTuple):
-    """What is asked: Q names, and their features (Q, D') of norm 1."""
+    """What is asked: Q names, and their features (Q, K·D') of norm 1."""
 
     names: list[str]
     features: Tensor
@@ -255,15 +255,20 @@ def explain(
     return Explanation(name, queries.names, [_asked(parts, queries) for parts in windows], cut.seconds)
 
 
-def queries_of(attributor: MotiveAttributor, queries: Dataset | GradientIndex) -> Queries:
+def queries_of(
+    attributor: MotiveAttributor, queries: Dataset | GradientIndex, kept_at: str | Path | None = None
+) -> Queries:
     """The features of what is asked; those that have none are left out.
+
+    Args:
+        kept_at: Index in which a dataset's features are kept, with a bar where they are computed. None: nowhere.
 
     Raises:
         IndexMismatchError: An index of other settings than the attributor's.
         ValueError: None has a feature.
     """
     if isinstance(queries, GradientIndex):
-        draws = len(attributor.config.timesteps) * attributor.config.noise_draws
+        draws = attributor.config.draws
         ours = {"dim": attributor.projection.dim, "draws": draws, "settings": {"features": attributor.settings()}}
         theirs = {"dim": queries.dim, "draws": queries.draws, "settings": queries.settings}
         differences = _differences(ours, theirs)
@@ -279,19 +284,36 @@ def queries_of(attributor: MotiveAttributor, queries: Dataset | GradientIndex) -
             raise ValueError(f"{queries.path} holds no feature of a query: nothing can be asked")
         return Queries(names, queries.features(names).double())
     readable = attributor._readable(queries, "the query dataset")
+    kept = None if kept_at is None else attributor.index(queries, kept_at)
+    ids = attributor.ids(queries) if kept is not None else []
     names, features, reasons = [], [], []
     for number, row in enumerate(readable):
         try:
-            found = attributor.feature(row[attributor.video_column], row[attributor.caption_column], row)
+            if kept is None:
+                found = attributor.feature(row[attributor.video_column], row[attributor.caption_column], row).vector
+            else:
+                found = _kept(kept, ids[number])
         except ClipError as error:
             reasons.append(f"{error.status}: {error.reason}")
             continue
         name = clip_name(row[attributor.video_column], number)
         names.append(f"{name} ({number})" if name in names else name)
-        features.append(found.vector)
+        features.append(found)
     if not features:
         raise ValueError(f"no query has a feature, so there is nothing to ask: {reasons[0]}")
     return Queries(names, torch.stack(features).double())
+
+
+def _kept(index: GradientIndex, identity: str) -> Tensor:
+    """A feature of an index.
+
+    Raises:
+        ClipError: It has none.
+    """
+    row = index.row(identity)
+    if row.status != "ok":
+        raise ClipError(row.status, row.reason)
+    return index.features([identity])[0]
 
 
 def _starts(attributor: MotiveAttributor, row: Mapping[str, Any], cut: Cut) -> list[float]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hf_motive.draws import average
+from hf_motive.draws import side_by_side
 from hf_motive.errors import ClipError
 from hf_motive.factored import Factored, FactoredStream, LinearCalls
 from hf_motive.projection import FoldStream, Projection
@@ -60,8 +60,8 @@ class DrawnFeature(NamedTuple):
 
     @property
     def vector(self) -> Tensor:
-        """(dim,) float32, of norm 1: what the draws give together."""
-        return average(self.draws)
+        """(K·dim,) float32, of norm 1: the draws side by side."""
+        return side_by_side(self.draws)
 
 
 def select_parameters(denoisers: Mapping[str, nn.Module], pattern: str | None = None) -> dict[str, nn.Parameter]:
@@ -309,8 +309,9 @@ class GradientProjector:
 def clip_feature(projector: GradientProjector, losses: Iterable[Callable[[], Tensor]]) -> DrawnFeature:
     """One clip's feature over one or several (timestep, noise) draws.
 
-    Each draw's projected gradient is brought to norm 1; `draws.average` of them is the clip's feature, and a dot
-    product of two features is their influence (the paper's, with one draw: its shared timestep and noise).
+    Each draw's projected gradient is brought to norm 1, and put beside those of the others: a dot product of two
+    features is then the mean over the draws of their cosines (the paper's, with one draw: its shared timestep and
+    noise).
 
     Args:
         projector: Entered.
@@ -318,8 +319,7 @@ def clip_feature(projector: GradientProjector, losses: Iterable[Callable[[], Ten
             graph is alive at a time.
 
     Raises:
-        ClipError: As `GradientProjector.project`, with the draw's number where there are several; "failed" where the
-            draws cancel.
+        ClipError: As `GradientProjector.project`, with the draw's number where there are several.
         ValueError: No draws.
     """
     losses, draws = list(losses), []
@@ -337,8 +337,6 @@ def clip_feature(projector: GradientProjector, losses: Iterable[Callable[[], Ten
             raise reason
         raise ClipError(reason.status, f"draw {number} of {len(losses)}: {reason.reason}") from reason
     units = torch.nn.functional.normalize(torch.stack([draw.vector.double() / draw.norm for draw in draws]), dim=-1)
-    if units.mean(0).norm() < 1e-6:
-        raise ClipError("failed", f"the unit gradients of {len(draws)} draws cancel")
     return DrawnFeature(
         units.float(),
         sum(draw.norm for draw in draws) / len(draws),

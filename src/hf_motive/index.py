@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .draws import average
+from .draws import side_by_side
 from .errors import STATUSES
 from .storage import (
     FORMAT,
@@ -303,12 +303,12 @@ class GradientIndex:
                 file.close()
 
     def features(self, ids: Iterable[str]) -> Tensor:
-        """Features of `ids`, in their order: (n, dim) float32; of several draws their mean, brought to norm 1.
+        """Features of `ids`, in their order: (n, draws·dim) float32; see `draws.side_by_side`.
 
         Neighbours on disk come as a view of the memory map (private to this process: writing to it changes no file),
         others as a copy. Raises KeyError for an id without a feature.
         """
-        return average(self.features_by_draw(ids))
+        return side_by_side(self.features_by_draw(ids))
 
     def features_by_draw(self, ids: Iterable[str]) -> Tensor:
         """As `features`, each draw's own: (n, draws, dim) float32."""
@@ -339,7 +339,7 @@ class GradientIndex:
     def chunks(
         self, size: int = 4096, ids: Iterable[str] | None = None, by_draw: bool = False
     ) -> Iterator[tuple[list[str], Tensor]]:
-        """(ids, features (n, dim)) with n <= size, over all `ok` rows in canonical order or over `ids` in theirs.
+        """(ids, features (n, draws·dim)), n <= size, over all `ok` rows in canonical order or over `ids` in theirs.
 
         Args:
             size: Rows at a time.

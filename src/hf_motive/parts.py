@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .draws import side_by_side
 from .errors import ClipError
 from .gradients import GradientProjector
 
@@ -31,7 +32,7 @@ class Parts:
         segments: S pairs (start, end), seconds from the first frame of the source.
         regions: R names.
         boxes: Of each region (left, top, right, bottom) in [0, 1] of the frame, or None.
-        vectors: (S, R, D') float32: each part's projected gradient. Their sum is the clip's feature, of norm 1.
+        vectors: (S, R, K·D') float32: each part's projected gradient. Their sum is the clip's feature, of norm 1.
         motion: (S, R) float32: each part's share of the weight. They add up to 1.
         masks: (R, T, h, w) float32 in [0, 1]: which share of each place is the region's.
         frames: (n, h, w, 3) uint8: small pictures of the clip; n = 0 where its pixels were not looked at.
@@ -54,8 +55,7 @@ def part_vectors(
 ) -> Tensor:
     """Each part's share of a clip's feature.
 
-    With one (timestep, noise) draw g_p / ‖g‖; with several the mean of that over the draws, divided by the norm that
-    the mean of the g / ‖g‖ has: what `clip_feature` does to the whole, done to its parts.
+    Of each (timestep, noise) draw g_p / ‖g‖, side by side: what `clip_feature` does to the whole, done to its parts.
 
     Args:
         projector: Entered.
@@ -64,15 +64,14 @@ def part_vectors(
         parts: How many.
 
     Returns:
-        (parts, D') float64; the sum over parts has norm 1.
+        (parts, K·D') float64; the sum over parts has norm 1.
 
     Raises:
-        ClipError: As `GradientProjector.project`; "failed" where all gradients are zero or the draws cancel.
+        ClipError: As `GradientProjector.project`; "failed" where all gradients are zero.
     """
-    means = torch.zeros(parts, projector.projection.dim, dtype=torch.float64)
-    count = 0
+    features = []
     for losses in draws:
-        vectors = torch.zeros_like(means)
+        vectors = torch.zeros(parts, projector.projection.dim, dtype=torch.float64)
         for part, loss in enumerate(losses()):
             if loss is None:
                 continue
@@ -85,13 +84,8 @@ def part_vectors(
         norm = vectors.sum(0).norm()
         if norm == 0:
             raise ClipError("failed", "the gradient is zero in all parameters, for every part of the clip")
-        means += vectors / norm
-        count += 1
-    means /= count
-    norm = means.sum(0).norm()
-    if norm < 1e-6:
-        raise ClipError("failed", f"the unit gradients of {count} draws cancel")
-    return means / norm
+        features.append(vectors / norm)
+    return side_by_side(torch.stack(features, dim=1))
 
 
 def write_parts(path: str | os.PathLike[str], windows: Sequence[Parts]) -> None:
