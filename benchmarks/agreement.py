@@ -36,7 +36,7 @@ def gradients(clips: int, queries: int, laws: dict) -> tuple[Tensor, Tensor, dic
     from hf_motive.video import load_clip
 
     pipe = WanPipeline.from_pretrained(LAB / "pipeline")
-    attributor = MotiveAttributor(pipe, num_frames=17, height=64, width=64, fps=16.0)
+    attributor = MotiveAttributor(pipe, preset="paper", num_frames=17, height=64, width=64, fps=16.0)
     step, parameters = attributor.step, attributor.parameters
     for parameter in parameters.values():
         parameter.requires_grad_(True)

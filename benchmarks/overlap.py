@@ -41,7 +41,7 @@ def child(clips: int, wanted: int, workers: int, folder: Path) -> None:
     corpus = load_clips(LAB / "corpus")
     corpus = corpus.select(np.linspace(0, len(corpus) - 1, clips).round().astype(int).tolist())
     pipe = WanPipeline.from_pretrained(LAB / "pipeline")
-    attributor = MotiveAttributor(pipe, num_frames=17, height=64, width=64, fps=16.0, workers=workers)
+    attributor = MotiveAttributor(pipe, preset="paper", num_frames=17, height=64, width=64, fps=16.0, workers=workers)
     idle = 0.0
     features = attributor._features
 

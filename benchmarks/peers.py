@@ -79,7 +79,7 @@ def write_case(folder: Path, clips: int, queries: int) -> None:
     from hf_motive.video import load_clip
 
     pipe = WanPipeline.from_pretrained(LAB / "pipeline")
-    attributor = MotiveAttributor(pipe, num_frames=17, height=64, width=64, fps=16.0)
+    attributor = MotiveAttributor(pipe, preset="paper", num_frames=17, height=64, width=64, fps=16.0)
     step, (denoiser,) = attributor.step, attributor.step.denoisers.values()
     denoiser.eval().requires_grad_()
     parameters = {f"denoiser.{name}": parameter for name, parameter in denoiser.named_parameters()}

@@ -37,7 +37,7 @@ def lab_features() -> Tensor:
     from hf_motive.corpus import load_clips
 
     pipe = WanPipeline.from_pretrained(LAB / "pipeline")
-    attributor = MotiveAttributor(pipe, num_frames=17, height=64, width=64, fps=16.0)
+    attributor = MotiveAttributor(pipe, preset="paper", num_frames=17, height=64, width=64, fps=16.0)
     with tempfile.TemporaryDirectory() as folder:
         index = attributor.index(load_clips(LAB / "corpus"), folder)
         return index.features(index.ids("ok")).clone()

@@ -110,6 +110,7 @@ def measure(corpus: Path, hold: bool) -> None:
     pipe = wan.build()
     attributor = MotiveAttributor(
         pipe,
+        preset="paper",
         num_frames=FRAMES,
         height=HEIGHT,
         width=WIDTH,

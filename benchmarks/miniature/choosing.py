@@ -83,7 +83,7 @@ def encoded(pipe: Any, clip: dict[str, Any], folders: Sequence[Path]) -> list[An
 
 def choices(pipe: Any, clip: dict[str, Any], corpus: Any, queries: Any, folder: Path, **settings: Any) -> Choices:
     """Compute what all methods go by; features are kept in FOLDER, and a stopped run goes on."""
-    masked = MotiveAttributor(pipe, **clip, encoded_column="encoded", **settings)
+    masked = MotiveAttributor(pipe, preset="paper", **clip, encoded_column="encoded", **settings)
     begin, new = time.monotonic(), not folder.exists()
     features, motion = {}, None
     for name, attributor in (("Motive", masked), ("whole clip", masked.without_mask())):
