@@ -1,4 +1,4 @@
-"""`hf-motive score | select | train | evaluate | push | inspect`: the library for who does not want to write Python.
+"""`hf-motive score | select | explain | train | evaluate | push | inspect`: the library without Python.
 
 Here stands how a command line becomes arguments and an error becomes a sentence. What the commands do is in
 `scoring.py`, `finetuning.py`, `evaluation/` and `commands/`, each imported when its command is called.
@@ -21,6 +21,7 @@ hf-motive: which of my clips teach a video diffusion model to move well, and whi
 
   hf-motive score      rank the clips of a corpus by their influence on motion
   hf-motive select     take the best (or leave out the worst) as a folder that trainers read
+  hf-motive explain    say which second of a clip, and which object, its score comes from
   hf-motive train      fine-tune the pipeline on them, or on all clips
   hf-motive evaluate   generate with several models, measure, and compare them with intervals
   hf-motive push       publish a scored corpus, a selection, an index or a trained model on the Hub, with its card
@@ -98,6 +99,21 @@ SOURCE is the output folder of `hf-motive score`, a scored .parquet, a saved dat
 the id of a scored dataset on the Hub. Rows without a score are never taken. --config FILE gives options by YAML.
 """
 
+EXPLAIN = """\
+Which second of a clip, and which moving object, does its score come from?
+
+    hf-motive explain runs/mine                                # the five best clips of a run
+    hf-motive explain runs/mine --clips a.mp4 b.mp4            # these
+    hf-motive explain runs/mine --count 20 --worst             # what is wrong with the worst?
+    hf-motive explain runs/mine --regions motion               # and which of the objects that move
+    hf-motive explain runs/mine --whole --seconds 1            # long clips from their beginning to their end
+
+SOURCE is the output folder of `hf-motive score`; its pipeline, queries and settings are taken. Each clip gets a
+picture: influence over time above its frames. explained.csv and explained.json hold the shares, which add up to the
+clip's influence (with --whole, to that of each window). A clip costs one to three features, more with shorter
+segments. --config FILE gives options by YAML.
+"""
+
 PUSH = """\
 Publish on the Hub, with a card that says what it is. Private, unless --public.
 
@@ -145,6 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. Ends by `SystemExit` where the exit status is not 0."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {"score": score, "select": select, "train": train, "push": push, "inspect": inspect}
+    commands |= {"explain": explain}
     commands |= {"evaluate": evaluate}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -230,6 +247,14 @@ def select(arguments: Sequence[str]) -> None:
 
     usage = "hf-motive select SOURCE --output FOLDER [options]"
     run(*parse(SelectArguments, arguments, ("source",), prog="hf-motive select", usage=usage, description=SELECT))
+
+
+def explain(arguments: Sequence[str]) -> None:
+    from .commands.explain import ExplainArguments
+    from .commands.explain import explain as run
+
+    usage = "hf-motive explain SOURCE [options]"
+    run(*parse(ExplainArguments, arguments, ("source",), prog="hf-motive explain", usage=usage, description=EXPLAIN))
 
 
 def push(arguments: Sequence[str]) -> None:
