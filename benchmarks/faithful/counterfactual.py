@@ -51,12 +51,12 @@ def ranking(scores: np.ndarray) -> np.ndarray:
 
 
 def choices(contenders: Sequence[Contender], settings: dict[str, float], chances: int) -> Iterator[Choice]:
-    """Of every contender, and of chance."""
-    for contender in contenders:
-        yield from _of(contender.name, 0, ranking(contender.scores(settings[contender.name])))
+    """Of chance, and of every contender."""
     for number in range(chances):
         order = np.random.default_rng([72_001, number]).permutation(len(contenders[0].scores(0.0)))
         yield from _of(CHANCE, number, order)
+    for contender in contenders:
+        yield from _of(contender.name, 0, ranking(contender.scores(settings[contender.name])))
 
 
 def _of(method: str, number: int, order: np.ndarray) -> Iterator[Choice]:
