@@ -222,6 +222,18 @@ def test_windows_over_a_long_clip(attributor, queries, tmp_path):
     assert too_short.value.status == "too_short"
 
 
+def test_a_window_in_which_nothing_moves_has_no_share(attributor, queries):
+    rolling = render_clip(ClipSpec("roll", "ball", "red", "dotted", num_frames=17)).frames
+    row = {"video": torch.cat([rolling[:1].expand(34, -1, -1, -1), rolling]), "caption": "a red ball rolls along"}
+    explanation = attributor.explain(row, queries, whole=True, stride=17 / 16)
+    assert [bool(window.shares.any()) for window in explanation.windows] == [False, False, True]
+    assert [part["influence"] != 0 for part in explanation.segments()] == [False] * 4 + [True] * 2
+    assert explanation.segments()[-1]["end"] == pytest.approx(51 / 16)
+    assert len(explanation.regions()) == 1
+    with pytest.raises(ClipError, match="nothing moves"):
+        attributor.explain({**row, "video": row["video"][:34]}, queries, whole=True)
+
+
 def test_where_windows_overlap_the_curve_is_their_mean():
     def window(start: float, shares: list[float]) -> Window:
         parts = Parts(

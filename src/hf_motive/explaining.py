@@ -25,9 +25,9 @@ from .errors import ClipError
 from .gradients import GradientProjector
 from .index import GradientIndex, IndexMismatchError, _differences, _table
 from .parts import Parts, part_vectors, read_parts, write_parts
-from .regions import Regions, labelled_regions, moving_regions, whole_frame
+from .regions import REST, Regions, labelled_regions, moving_regions, whole_frame
 from .segments import Segment, rate_of, time_segments, window_starts
-from .video import clip_seconds, eight_bits
+from .video import clip_seconds, eight_bits, load_clip
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -110,11 +110,11 @@ class Explanation:
     @property
     def influence(self) -> Tensor:
         """(Q,) float32 in [-1, 1]: of one window what `MotiveAttributor.influence` says of the clip; of several the
-        mean of what it would say of each."""
+        mean of what it would say of each, 0 where nothing moves."""
         return torch.stack([window.influence for window in self.windows]).mean(0)
 
     def curve(self, query: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Influence per second over time; where windows overlap, the mean of those that cover a moment, and 0 where
+        """Influence per second over time; where windows overlap, the mean of those that cover a moment; 0 where
         nothing moves.
 
         Args:
@@ -159,6 +159,8 @@ class Explanation:
         `motion`, and the box in which it stays: `left`, `top`, `right`, `bottom` in [0, 1] of the frame, or None."""
         found = []
         for window in self.windows:
+            if not window.parts.motion.any():
+                continue
             parts, shares = window.parts, self._asked(window.shares, query).sum(0)
             for region, name in enumerate(parts.regions):
                 box = parts.boxes[region] or (None,) * 4
@@ -329,20 +331,41 @@ def _starts(attributor: MotiveAttributor, row: Mapping[str, Any], cut: Cut) -> l
 
 
 def _windows(attributor: MotiveAttributor, row: Mapping[str, Any], cut: Cut) -> list[Parts]:
-    """Those in which something moves: one that is static has no weight, and so no share."""
+    """A clip's windows. One in which nothing moves has no weight, and so no share; not all may be such."""
+    starts = _starts(attributor, row, cut)
     found: list[Parts] = []
-    static: ClipError | None = None
-    for start in _starts(attributor, row, cut):
+    static: list[ClipError] = []
+    for start in starts:
         try:
             found.append(_parts(attributor, row, cut, start))
         except ClipError as error:
             if error.status != "static":
                 raise
-            static = error
-    if not found:
-        assert static is not None
-        raise static
+            static.append(error.with_traceback(None))
+            found.append(_still(attributor, row, cut, start))
+    if len(static) == len(starts):
+        raise static[0]
     return found
+
+
+def _still(attributor: MotiveAttributor, row: Mapping[str, Any], cut: Cut, start: float) -> Parts:
+    """A window in which nothing moves."""
+    config, grid = attributor.config, attributor.step.latent_shape[1:]
+    segments = time_segments(config.standard, grid[0], cut.seconds)
+    draws = len(config.timesteps or ()) * config.noise_draws
+    pixels = load_clip(row[attributor.video_column], config.standard, start=start)
+    frames, times = _pictures(pixels, start, rate_of(config.standard))
+    return Parts(
+        start=start,
+        segments=[(start + segment.start, start + segment.end) for segment in segments],
+        regions=[REST],
+        boxes=[None],
+        vectors=torch.zeros(len(segments), 1, draws * attributor.projection.dim),
+        motion=torch.zeros(len(segments), 1),
+        masks=torch.ones(1, *grid),
+        frames=frames,
+        times=times,
+    )
 
 
 def _parts(attributor: MotiveAttributor, row: Mapping[str, Any], cut: Cut, start: float) -> Parts:
@@ -450,7 +473,7 @@ def _mean_over(pieces: list[tuple[float, float, float]]) -> tuple[np.ndarray, np
     edges = np.unique(np.round(np.concatenate([starts, ends]), 9))
     middles = (edges[:-1] + edges[1:]) / 2
     covers = (starts <= middles[:, None]) & (middles[:, None] < ends)
-    return edges, (covers * values).sum(1) / np.maximum(covers.sum(1), 1)
+    return edges, (covers * values).sum(1) / covers.sum(1)
 
 
 def _integral(edges: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
