@@ -188,7 +188,13 @@ class Judged(NamedTuple):
 def judge(made: case.Case, size: Size, output: Path) -> Judged:
     names = [f"half-{number:03d}" for number in range(size.halves)]
     retrained = tables.read(output, names, size.seeds, len(made.corpus), size.measurement.timesteps)
-    every = contenders(made.corpus, made.queries, gradients.read(output / "gradients"), size.draws.timesteps)
+    every = contenders(
+        made.corpus,
+        made.queries,
+        gradients.read(output / "gradients"),
+        gradients.read_attributor(output / "attributor"),
+        size.draws.timesteps,
+    )
     # The first third of each motion's queries chooses; where a motion has one query, motions choose in turn.
     tuning = np.arange(len(made.queries)) % max(size.queries, 3) < max(size.queries // 3, 1)
     return Judged(retrained, tables.rows(retrained, every, tuning, PAPER), tuning)
@@ -237,6 +243,7 @@ def main() -> None:
         gradients.compute(
             made.pipeline(), made.corpus, made.queries, output / "gradients", size.draws, size.dim, size.probe
         )
+        gradients.through_attributor(made.pipeline(), made.corpus, made.queries, output / "attributor")
     if not alone:
         model = Model(made.pipeline(), compiled=told.compiled and not told.smoke)
         for run in list(halves(size, len(made.corpus)))[k - 1 :: n]:

@@ -25,6 +25,7 @@ class Contender:
     Attributes:
         name: In the table.
         scores: `settings -> (N, Q)`, larger where training on the clip lowers the query's loss the more.
+        dim: D', where it is not that of the others.
         settings: What is tried on the tuning queries; () where there is nothing to choose.
         passes: (forward, backward) passes through the denoiser for a clip.
         numbers: Features of D' that are kept of a clip.
@@ -35,6 +36,7 @@ class Contender:
     passes: tuple[int, int]
     numbers: int = 1
     settings: tuple[float, ...] = (0.0,)
+    dim: int | None = None
 
 
 def unit(values: np.ndarray) -> np.ndarray:
@@ -122,10 +124,18 @@ class Pairs:
         return scores
 
 
-def contenders(corpus: Clips, queries: Clips, features: Features, timesteps: tuple[float, ...]) -> list[Contender]:
+def contenders(
+    corpus: Clips,
+    queries: Clips,
+    features: Features,
+    defaults: dict[str, tuple[np.ndarray, np.ndarray]],
+    timesteps: tuple[float, ...],
+) -> list[Contender]:
     """All of them, in the order of the table.
 
     Args:
+        features: Of `gradients.read`.
+        defaults: Of `gradients.read_attributor`.
         timesteps: Those of the draws, one noise each.
     """
     pairs = Pairs(features)
@@ -156,6 +166,10 @@ def contenders(corpus: Clips, queries: Clips, features: Features, timesteps: tup
         Contender("query's mask, ridge, one draw", pairs.ridge("plain", "masked", draws=own), **one),
         Contender("masked, draws averaged", pairs.averaged("masked"), **every),
         Contender("masked, equal draws", pairs.cosine("masked"), **every),
+        *(
+            Contender(f"MotiveAttributor(pipe), {name}", lambda _, pair=pair: pair[0] @ pair[1].T, (3, 3), 3, dim=512)
+            for name, pair in defaults.items()
+        ),
         Contender("whole clip", pairs.cosine("plain"), **every),
         Contender("centred over time", pairs.cosine("centred"), **every),
         Contender("caption less no caption", pairs.caption(), (2 * k, 2 * k), k),

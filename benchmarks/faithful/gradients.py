@@ -201,3 +201,23 @@ def read(folder: Path) -> dict[str, dict[str, np.ndarray]]:
         parts = [np.load(path) for path in sorted(folder.glob(f"{what}-[0-9]*[0-9].npz"))]
         found[what] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0].files}
     return found
+
+
+def through_attributor(pipe: Any, corpus: Clips, queries: Clips, folder: Path) -> None:
+    """The features that users get, by default settings and by both projections, into FOLDER; stopped, it goes on."""
+    for projection in ("fastfood", "factored"):
+        attributor = MotiveAttributor(pipe, **world.CLIP, encoded_column="encoded", projection=projection)
+        for what, clips in (("queries", queries), ("corpus", corpus)):
+            path = folder / f"{projection}-{what}.npy"
+            if not path.exists():
+                index = attributor.index(clips.rows, folder / f"{projection}-{what}")
+                np.save(path, index.features(attributor.ids(clips.rows)).numpy())
+
+
+def read_attributor(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Projection -> features of corpus and queries, (N, K·D) and (Q, K·D), of what `through_attributor` has done."""
+    found = {}
+    for path in sorted(folder.glob("*-corpus.npy")):
+        name = path.stem.removesuffix("-corpus")
+        found[name] = (np.load(path), np.load(folder / f"{name}-queries.npy"))
+    return found

@@ -142,7 +142,7 @@ def written(retrained: Retrained, lines: Sequence[Row], told: np.ndarray, dim: i
                 f"{row.plain:.2f}",
                 f"{row.setting:g}" if len(contender.settings) > 1 else "",
                 "{} + {}".format(*contender.passes) if any(contender.passes) else "",
-                f"{4 * dim * contender.numbers:,}" if contender.numbers else "0",
+                f"{4 * (contender.dim or dim) * contender.numbers:,}" if contender.numbers else "0",
             ]
         )
     return table(header, body)
