@@ -155,7 +155,9 @@ The model is the lab's pipeline after unlearning which word means which motion (
 `python benchmarks/faithfulness.py`: {seconds:.0f} s a model, {models} models, and the gradients.
 
 {table}
+{counterfactuals}"""
 
+WITHOUT = """
 ## Without them
 
 Fine-tuning without the tenth that is ranked first, without the tenth that is ranked last, and on the first tenth
@@ -164,7 +166,7 @@ loss of the queries, in thousandths, less that after as many clips by chance ({c
 seed by seed; 95 % intervals by bootstrap over the queries, which know nothing of how another training would have come
 out: sd is that of the choices by chance.
 
-{counterfactuals}
+{table}
 """
 
 
@@ -215,9 +217,14 @@ def report(made: case.Case, size: Size, output: Path) -> str:
         seconds=retrained.seconds,
         models=len(size.seeds) * len(retrained.members),
         table=tables.written(retrained, lines, ~tuning, size.dim),
-        counterfactuals=counterfactual_table(output, judged.choices(size), size.seeds),
-        chances=size.chances,
+        counterfactuals=without(judged, size, output),
     )
+
+
+def without(judged: Judged, size: Size, output: Path) -> str:
+    """The second section, once there is something to compare."""
+    written = counterfactual_table(output, judged.choices(size), size.seeds)
+    return WITHOUT.format(table=written, chances=size.chances) if written else ""
 
 
 def main() -> None:

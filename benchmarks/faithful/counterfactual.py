@@ -66,7 +66,7 @@ def _of(method: str, number: int, order: np.ndarray) -> Iterator[Choice]:
 
 
 def written(folder: Path, every: Sequence[Choice], seeds: Sequence[int]) -> str:
-    """Markdown: how much higher the queries' motion-weighted loss is than after as many clips by chance.
+    """Markdown: how much higher the queries' loss is than after as many clips by chance; "" before any is done.
 
     The difference is taken query by query and seed by seed, in thousandths; intervals by bootstrap over the queries.
     """
@@ -78,6 +78,8 @@ def written(folder: Path, every: Sequence[Choice], seeds: Sequence[int]) -> str:
             losses.setdefault((choice.kind, choice.method), []).append(found)
     rng = np.random.default_rng(0)  # of the bootstrap
     methods = list(dict.fromkeys(method for _, method in losses if method != CHANCE))
+    if not methods:
+        return ""
     body = []
     for method in methods:
         cells = []
