@@ -24,12 +24,12 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from faithful.contenders import unit  # noqa: E402
 from faithful.detectors import DETECTORS, Detector  # noqa: E402
+from faithful.shares import share  # noqa: E402
 from faithful.table import table  # noqa: E402
 from faithful.truth import correlations, interval, mean_correlation, predicted  # noqa: E402
 from miniature import world  # noqa: E402
 
 LABELS = ("motion", "shape", "color", "background")
-FRACTION = 0.1
 
 
 def features(pipe: Any, rows: Any, detectors: tuple[Detector, ...], timestep: float, dim: int) -> np.ndarray:
@@ -67,13 +67,6 @@ def kept(path: Path, pipe: Any, rows: Any, detectors: tuple[Detector, ...], argu
     return np.load(path)
 
 
-def shares(scores: np.ndarray, clips: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """(Q,) of each query's top tenth, the share with its label."""
-    few = max(1, round(FRACTION * len(scores)))
-    top = np.argsort(-scores, axis=0, kind="stable")[:few]
-    return (clips[top] == queries[None]).mean(0)
-
-
 def cell(values: np.ndarray, rng: np.random.Generator, form: str = "{:.0%}") -> str:
     """A mean over queries, with a bootstrap's interval."""
     rounds = values[rng.integers(len(values), size=(1000, len(values)))].mean(1)
@@ -90,13 +83,12 @@ def purity(clips: np.ndarray, asked: np.ndarray, corpus: Any, queries: Any, name
     for name, of_clips, of_queries in zip(names, clips[:, ranked], asked, strict=True):
         scores = unit(of_clips.astype(np.float64)) @ unit(of_queries.astype(np.float64)).T
         default = scores if default is None else default
-        few = max(1, round(FRACTION * len(scores)))
-        moving = (~still)[np.argsort(-scores, axis=0, kind="stable")[:few]].mean(0)
+        moving = share(scores, ~still, np.ones(scores.shape[1], dtype=bool))
         body.append(
             [
                 name,
                 f"{np.nanmean(correlations(default, scores)):.2f}",
-                *(cell(shares(scores, *labels[label]), rng) for label in LABELS),
+                *(cell(share(scores, *labels[label]), rng) for label in LABELS),
                 f"{moving.mean():.0%}",
             ]
         )

@@ -5,14 +5,21 @@
     python benchmarks/faithfulness.py --share 1/2 & python benchmarks/faithfulness.py --share 2/2; wait
     python benchmarks/faithfulness.py --gradients                  # what the contenders are made of
     python benchmarks/faithfulness.py --table                      # and the table of what is finished
+    python benchmarks/faithfulness.py --known --gradients --table  # with the trainings that are committed: see below
+    python benchmarks/faithfulness.py --world crossed              # where motion and look are told apart; or lab
     python benchmarks/faithfulness.py --smoke                      # all of it, tiny, to see that it runs
 
 From one base model, fine-tune on random halves of a corpus, with the same order, noise and timesteps for each under
 one seed; measure each query's loss; and correlate it, over the halves, with the sums of the influence of their clips.
 That correlation is the linear datamodeling score (LDS), and what two seeds of the same half agree on is its ceiling.
 
-The world is that of benchmarks/curation.py. Everything is kept under --output, and what is there is not done again.
-Writes benchmarks/results/faithfulness.md.
+The world is that of benchmarks/curation.py, where motion and look are independent. In "crossed" every motion of the
+corpus has a look of its own, and the queries have that of another motion; "lab" is the lab's own pipeline and clips,
+where nothing is trained, and only what the top clips share with a query is counted. Everything is kept under --output,
+and what is there is not done again.
+
+Writes benchmarks/results/faithfulness.md (-crossed, -lab), and what the trainings showed into faithfulness.npz beside
+it: to judge a new contender takes its gradients and `--known`, which unpacks that file instead of training for hours.
 """
 
 from __future__ import annotations
@@ -23,20 +30,22 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 ROOT = Path(__file__).parents[1]
-LAB = ROOT / "examples" / "lab" / "pipeline"
+LAB = ROOT / "examples" / "lab"
+RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from faithful import case, gradients  # noqa: E402
+from faithful import case, gradients, shares  # noqa: E402
 from faithful import table as tables  # noqa: E402
-from faithful.contenders import PAPER, contenders  # noqa: E402
+from faithful.contenders import FAILURES, PAPER, Contender, contenders  # noqa: E402
 from faithful.counterfactual import Choice, choices  # noqa: E402
 from faithful.counterfactual import written as counterfactual_table  # noqa: E402
+from faithful.finished import pack, unpack  # noqa: E402
 from faithful.retraining import Measurement, Model, Training, fine_tune, losses  # noqa: E402
 
 from hf_motive.lab.spec import MOTIONS  # noqa: E402
@@ -46,12 +55,15 @@ from hf_motive.lab.spec import MOTIONS  # noqa: E402
 class Size:
     """How large the experiment is."""
 
+    world: str = "curation"
     corpus: int = 400
     queries: int = 6  # of each motion
     motions: tuple[str, ...] = tuple(MOTIONS)
     base_clips: int = 400
     base_steps: int = 150
     base_lr: float = 3e-4
+    sampling_steps: int = 10
+    fitted_to: int = 660  # simulated clips that the judge of motions knows
     halves: int = 48
     seeds: tuple[int, ...] = (0, 1)
     training: Training = field(default_factory=Training)
@@ -62,6 +74,7 @@ class Size:
         "VAE similarity",
         "whole-clip gradient",
         "motion magnitude",
+        FAILURES,
     )
     chances: int = 2
     draws: gradients.Draws = field(default_factory=gradients.Draws)
@@ -69,9 +82,14 @@ class Size:
     probe: int = 60  # clips that second moments are taken of
 
 
+SIZES = {
+    "curation": Size(),
+    "crossed": Size(world="crossed", corpus=300, queries=4, halves=24, removed=()),
+    "lab": Size(world="lab", halves=0, removed=()),
+}
 SMOKE = Size(
     corpus=12, queries=1, motions=("roll", "float", "spin"),
-    base_clips=3, base_steps=1, halves=3, training=Training(epochs=1, batch=4),
+    base_clips=3, base_steps=1, sampling_steps=2, fitted_to=33, halves=3, training=Training(epochs=1, batch=4),
     measurement=Measurement((751.0,), 1),
     draws=gradients.Draws((751.0,), 1), dim=512, probe=2, chances=1, removed=("the paper's score",),
 )  # fmt: skip
@@ -93,15 +111,18 @@ class Run:
 def made_in(output: Path, size: Size) -> case.Case:
     """What all runs need, made once."""
     world = {
+        "kind": size.world,
         "corpus": size.corpus,
         "queries": size.queries,
         "motions": list(size.motions),
         "base_clips": size.base_clips,
         "base_steps": size.base_steps,
+        "sampling_steps": size.sampling_steps,
+        "fitted_to": size.fitted_to,
     }
     training, measurement = asdict(size.training), asdict(size.measurement)
     case.check(output, {**world, "training": training, "measurement": measurement})
-    return case.make(LAB, output, **world, lr=size.base_lr)
+    return case.make(lab=LAB, output=output, **world, lr=size.base_lr)
 
 
 def half(number: int, of: int) -> np.ndarray:
@@ -139,23 +160,39 @@ def do(run: Run, made: case.Case, model: Model, size: Size, output: Path) -> Non
     print(f"{path.stem}: {time.monotonic() - begin:.0f} s", flush=True)
 
 
-REPORT = """\
-# Do the scores predict what training on the clips does?
-
+LDS = """\
 The linear datamodeling score (LDS): over {subsets} random halves of {clips} clips, the rank correlation between the
 sum of a query's influences of a half's clips and how low its loss is after fine-tuning on that half ({seeds} seeds
 each, {epochs} epochs of AdamW, the same order, noise and timesteps for each half under one seed). Mean over {told}
 queries; the other {tuning} chose λ. 95 % intervals: bootstrap over halves and queries, the same resamples for all, so
 that differences from the paper's score are paired. The loss is that of the query under its motion mask, mean over
-timesteps {timesteps}, and at each of them; *plain* is without the mask. The ceiling is what a perfect prediction of
-the expected loss would reach, as two seeds of one half agree only so far.
+timesteps {timesteps}, and at each of them; *plain* is without the
+mask. The ceiling is what a perfect prediction of the expected loss would reach, as two seeds of one half agree only so
+far.
 
-The model is the lab's pipeline after unlearning which word means which motion (base of `benchmarks/curation.py`); D' =
-{dim}; draws are one noise at timesteps {draws}. Passes: forward + backward of the denoiser a clip. Repeat with
-`python benchmarks/faithfulness.py`: {seconds:.0f} s a model, {models} models, and the gradients.
+The model is the lab's pipeline after unlearning which word means which motion (base of `benchmarks/curation.py`);
+{corpus}. D' = {dim}; draws are one noise at timesteps {draws}. Passes: forward + backward of the denoiser a clip.
+Repeat with `python benchmarks/faithfulness.py{world}`: {seconds:.0f} s a model, {models} models, and the gradients.
 
 {table}
-{counterfactuals}"""
+"""
+
+SHARES = """
+## Motion or appearance?
+
+Of the tenth that is ranked first for a query, the share with its label: mean over {told} queries, 95 % intervals by
+bootstrap over them. {about}Last: of the tenth that is ranked first by the mean over a motion's queries.
+
+{table}
+"""
+CORPORA = {
+    "curation": "its corpus holds good, bad and idle clips, whose motion and look are independent",
+    "crossed": "in the corpus every motion has a look (shape, colour, background) of its own in 80 % of its clips, "
+    "and another's in the others; the queries have looks of other motions",
+    "lab": "The lab's own pipeline, corpus ({clips} clips in which something moves) and queries; D' = {dim}, draws "
+    "are one noise at timesteps {draws}. λ by the other {tuning} queries' motion. Repeat with "
+    "`python benchmarks/faithfulness.py --world lab`. ",
+}
 
 WITHOUT = """
 ## Without them
@@ -171,54 +208,75 @@ out: sd is that of the choices by chance.
 
 
 class Judged(NamedTuple):
-    """What the halves say of the contenders."""
+    """What is said of the contenders; without halves, `retrained` is None and `lines` are empty."""
 
-    retrained: tables.Retrained
+    retrained: tables.Retrained | None
     lines: list[tables.Row]
     tuning: np.ndarray
+    contenders: list[Contender]
+    settings: dict[str, float]
 
     def choices(self, size: Size) -> list[Choice]:
         """What is left out, and what is trained on alone, by the contenders that `size` names."""
         named = sorted(
-            (row for row in self.lines if row.contender.name in size.removed),
-            key=lambda row: size.removed.index(row.contender.name),
+            (contender for contender in self.contenders if contender.name in size.removed),
+            key=lambda contender: size.removed.index(contender.name),
         )
-        settings = {row.contender.name: row.setting for row in named}
-        return list(choices([row.contender for row in named], settings, size.chances))
+        return list(choices(named, self.settings, size.chances))
 
 
 def judge(made: case.Case, size: Size, output: Path) -> Judged:
-    names = [f"half-{number:03d}" for number in range(size.halves)]
-    retrained = tables.read(output, names, size.seeds, len(made.corpus), size.measurement.timesteps)
     every = contenders(
         made.corpus,
         made.queries,
+        made.samples,
         gradients.read(output / "gradients"),
         gradients.read_attributor(output / "attributor"),
         size.draws.timesteps,
     )
     # The first third of each motion's queries chooses; where a motion has one query, motions choose in turn.
     tuning = np.arange(len(made.queries)) % max(size.queries, 3) < max(size.queries // 3, 1)
-    return Judged(retrained, tables.rows(retrained, every, tuning, PAPER), tuning)
+    if not size.halves:
+        settings = {c.name: shares.setting(c, made.corpus, made.queries, tuning) for c in every}
+        return Judged(None, [], tuning, every, settings)
+    names = [f"half-{number:03d}" for number in range(size.halves)]
+    retrained = tables.read(output, names, size.seeds, len(made.corpus), size.measurement.timesteps)
+    lines = tables.rows(retrained, every, tuning, PAPER)
+    return Judged(retrained, lines, tuning, every, {row.contender.name: row.setting for row in lines})
 
 
 def report(made: case.Case, size: Size, output: Path) -> str:
-    retrained, lines, tuning = judged = judge(made, size, output)
-    return REPORT.format(
-        subsets=len(retrained.members),
-        clips=len(made.corpus),
-        seeds=len(size.seeds),
-        epochs=size.training.epochs,
-        told=int((~tuning).sum()),
-        tuning=int(tuning.sum()),
-        timesteps=", ".join(f"{t:.0f}" for t in size.measurement.timesteps),
-        dim=size.dim,
-        draws=", ".join(f"{t:.0f}" for t in size.draws.timesteps),
-        seconds=retrained.seconds,
-        models=len(size.seeds) * len(retrained.members),
-        table=tables.written(retrained, lines, ~tuning, size.dim),
-        counterfactuals=without(judged, size, output),
-    )
+    judged = judge(made, size, output)
+    tuning, retrained = judged.tuning, judged.retrained
+    facts: dict[str, Any] = {
+        "clips": len(made.corpus),
+        "told": int((~tuning).sum()),
+        "tuning": int(tuning.sum()),
+        "dim": size.dim,
+        "draws": ", ".join(f"{t:.0f}" for t in size.draws.timesteps),
+    }
+    parts, about = ["# Do the scores predict what training on the clips does?\n\n"], ""
+    if retrained is None:
+        parts, about = ["# Do the scores go by motion or by appearance?\n"], CORPORA[size.world].format(**facts)
+    else:
+        parts.append(
+            LDS.format(
+                subsets=len(retrained.members),
+                seeds=len(size.seeds),
+                epochs=size.training.epochs,
+                timesteps=", ".join(f"{t:.0f}" for t in size.measurement.timesteps),
+                seconds=retrained.seconds,
+                models=len(size.seeds) * len(retrained.members),
+                world="" if size.world == "curation" else f" --world {size.world}",
+                corpus=CORPORA[size.world],
+                table=tables.written(retrained, judged.lines, ~tuning, size.dim),
+                **facts,
+            )
+        )
+        parts.append(without(judged, size, output))
+    table = shares.written(judged.contenders, judged.settings, made.corpus, made.queries, ~tuning)
+    parts.append(SHARES.format(table=table, about=about, told=facts["told"]))
+    return "".join(parts)
 
 
 def without(judged: Judged, size: Size, output: Path) -> str:
@@ -231,27 +289,31 @@ def main() -> None:
     from hf_motive.scoring import quiet
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="folder; by default runs/faithfulness, or its -smoke")
+    parser.add_argument("--world", choices=case.WORLDS, default="curation", help="which corpus and queries")
+    parser.add_argument("--output", type=Path, help="folder; by default runs/faithfulness, -crossed, -lab or -smoke")
     parser.add_argument("--smoke", action="store_true", help="a tiny one, in two minutes")
     parser.add_argument("--prepare", action="store_true", help="make the clips and the base, and train no model")
     parser.add_argument("--share", default="1/1", help="k/n: train the k-th of every n models; for n processes")
     parser.add_argument("--no-compile", dest="compiled", action="store_false", help="train without torch.compile")
+    parser.add_argument("--known", action="store_true", help="unpack the trainings that benchmarks/results/ holds")
     parser.add_argument("--gradients", action="store_true", help="train nothing; compute the contenders' gradients")
     parser.add_argument("--table", action="store_true", help="train nothing; write the table of what is finished")
     told = parser.parse_args()
     quiet()
     torch.set_num_threads(1)
-    size = SMOKE if told.smoke else Size()
-    output = told.output or ROOT / "runs" / ("faithfulness-smoke" if told.smoke else "faithfulness")
+    size = replace(SMOKE, world=told.world) if told.smoke else SIZES[told.world]
+    name = "faithfulness" + ("" if told.world == "curation" else f"-{told.world}")
+    output = told.output or ROOT / "runs" / (f"{name}-smoke" if told.smoke else name)
     made = made_in(output, size)
+    path = (output if told.smoke else RESULTS) / f"{name}.md"
+    if told.known:
+        unpack(path.with_suffix(".npz"), output / "models")
     k, n = map(int, told.share.split("/"))
     alone = told.prepare or told.gradients or told.table
     if told.gradients or not (alone or n > 1):
-        gradients.compute(
-            made.pipeline(), made.corpus, made.queries, output / "gradients", size.draws, size.dim, size.probe
-        )
+        gradients.compute(made, output / "gradients", size.draws, size.dim, size.probe)
         gradients.through_attributor(made.pipeline(), made.corpus, made.queries, output / "attributor")
-    if not alone:
+    if size.halves and not alone:
         model = Model(made.pipeline(), compiled=told.compiled and not told.smoke)
         for run in list(halves(size, len(made.corpus)))[k - 1 :: n]:
             do(run, made, model, size, output)
@@ -262,7 +324,8 @@ def main() -> None:
         for run in list(counterfactuals(size, every, len(made.corpus)))[k - 1 :: n]:
             do(run, made, model, size, output)
     if told.table or not (alone or n > 1):
-        path = output / "faithfulness.md" if told.smoke else ROOT / "benchmarks" / "results" / "faithfulness.md"
+        if size.halves:
+            pack(output / "models", path.with_suffix(".npz"), len(made.corpus))
         path.write_text(report(made, size, output), encoding="utf-8")
         print(f"table: {path}")
 

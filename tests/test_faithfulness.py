@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,17 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import faithfulness  # noqa: E402
-from faithful import contenders, counterfactual, gradients, retraining, truth  # noqa: E402
+from faithful import (  # noqa: E402
+    case,
+    contenders,
+    counterfactual,
+    crossed,
+    finished,
+    gradients,
+    retraining,
+    shares,
+    truth,
+)
 
 from hf_motive.draws import side_by_side  # noqa: E402
 from hf_motive.projection import Fastfood  # noqa: E402
@@ -122,16 +133,83 @@ def test_several_projections_are_those_one_by_one() -> None:
         torch.testing.assert_close(part, plain.project({name: scale(name, value) for name, value in named.items()}))
 
 
+def clips(facts: list[dict]) -> case.Clips:
+    return case.Clips(torch.zeros(len(facts), 1), torch.zeros(1), torch.zeros(1), facts, None)
+
+
+def test_motions_have_looks_in_the_corpus_and_other_looks_in_the_queries() -> None:
+    assert len(set(crossed.LOOKS.values())) == len(crossed.LOOKS) == 10
+    corpus, queries = crossed.corpus_clips(200), crossed.query_clips(3)
+    own = np.mean([crossed.look(clip.spec.to_dict()) == clip.shown for clip in corpus])
+    assert 0.7 < own < 0.9
+    assert all(crossed.look(clip.spec.to_dict()) != clip.shown for clip in queries) and len(queries) == 30
+    named = [clip.spec.color in clip.spec.caption and clip.spec.background in clip.spec.caption for clip in corpus]
+    assert all(named), "captions say what is seen"
+
+
+def test_shares_are_counted_among_each_query_s_first_tenth() -> None:
+    """Twenty clips, two of them first: both show the first query's motion, one that of the second, one is red."""
+    labels = np.array(["roll"] * 10 + ["spin"] * 10)
+    scores = np.zeros((20, 2))
+    scores[[3, 4], 0], scores[[4, 15], 1] = 1, 1
+    np.testing.assert_allclose(shares.share(scores, labels, np.array(["roll", "spin"])), [1.0, 0.5])
+    joint = shares.together(np.arange(6.0).reshape(2, 3), np.array(["spin", "roll", "spin"]))
+    np.testing.assert_allclose(joint, [[1.0, 1.0], [4.0, 4.0]])
+    corpus = clips([{"shown": motion, "color": "red" if i == 4 else "blue"} for i, motion in enumerate(labels)])
+    queries = clips([{"shown": "roll", "color": "red"}, {"shown": "spin", "color": "red"}])
+    contender = contenders.Contender("it", lambda s: s * scores, (0, 0), settings=(-1.0, 1.0))
+    assert shares.setting(contender, corpus, queries, np.array([False, True])) == 1.0
+    text = shares.written([contender], {"it": 1.0}, corpus, queries, np.array([True, True]))
+    row = next(line for line in text.splitlines() if line.startswith("| it"))
+    assert [cell.split()[0] for cell in row.strip("| ").split(" | ")[1:]] == ["75%", "50%", "75%"]
+
+
+def test_only_clips_that_move_otherwise_than_asked_are_failures() -> None:
+    samples = clips(
+        [
+            {"shown": "roll", "motion": "spin", "query": 2},
+            {"shown": "spin", "motion": "spin", "query": 0},
+        ]
+    )
+    draws = np.random.default_rng(5).standard_normal((2, 3, 1, 4))
+    found = contenders.failures(samples, draws, queries=3)
+    np.testing.assert_allclose(found[2], contenders.side_by_side(draws[:1, :, 0])[0])
+    assert not found[:2].any()
+
+
+def test_what_trainings_showed_is_packed_and_unpacked(tmp_path) -> None:
+    rng, told = np.random.default_rng(6), {}
+    (tmp_path / "models").mkdir()
+    for name in ("half-000-0", "by-chance-1"):
+        told[name] = {
+            "losses": rng.random((2, 5, 4, 2)),
+            "chosen": np.sort(rng.permutation(21)[:9]),
+            "seconds": np.array([50.0, 60.0]),
+        }
+        np.savez(tmp_path / "models" / f"{name}.npz", **told[name])
+    (tmp_path / "models" / "half-001-0.partial.npz").write_bytes(b"")
+    finished.pack(tmp_path / "models", tmp_path / "packed.npz", of=21)
+    finished.unpack(tmp_path / "packed.npz", tmp_path / "again")
+    assert {path.stem for path in (tmp_path / "again").iterdir()} == set(told)
+    for name, expected in told.items():
+        found = np.load(tmp_path / "again" / f"{name}.npz")
+        np.testing.assert_array_equal(found["chosen"], expected["chosen"])
+        np.testing.assert_allclose(found["losses"].mean(-1), expected["losses"].mean(-1), rtol=1e-6)
+        np.testing.assert_allclose(found["seconds"], expected["seconds"])
+
+
 def test_the_smoke_run_writes_a_table(tmp_path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hf")}
     script, output = str(ROOT / "benchmarks" / "faithfulness.py"), str(tmp_path / "out")
-    for options, models in (((), 6), (("--table",), 0)):
+    for options, models in (((), 6), (("--known", "--table"), 0)):
         command = [sys.executable, script, "--smoke", "--output", output, *options]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("half-") == models
+        shutil.move(tmp_path / "out" / "models", tmp_path / f"models{models}")
     text = (tmp_path / "out" / "faithfulness.md").read_text("utf-8")
     lines = [line for line in text.splitlines() if line.startswith("| ")]
-    assert len(list((tmp_path / "out" / "models").glob("without-the-best-the-paper-s-score-0-*.npz"))) == 2
+    for models in ("models6", "models0"):
+        assert len(list((tmp_path / models).glob("without-the-best-the-paper-s-score-0-*.npz"))) == 2
     assert any("the ceiling" in line for line in lines) and any("the paper's score" in line for line in lines)
-    assert "nan" not in text
+    assert "nan" not in text and "same motion" in text

@@ -1,4 +1,5 @@
-"""One experiment as tensors: the base model, the clips of a corpus and the queries, as a training step takes them."""
+"""One experiment as tensors: the base model, the clips of a corpus, the queries and the model's own clips for their
+captions, as a training step takes them."""
 
 from __future__ import annotations
 
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from hf_motive.encoded_blob import Encoding, read_encoding
 
+from . import crossed
+from .failures import write_samples
+
 
 class Clips(NamedTuple):
     """N clips that have a mask: those in which nothing moves are left out, because no contender can rank them.
@@ -23,7 +27,7 @@ class Clips(NamedTuple):
         latents: (N, C, T, h, w), normalised as the denoiser sees them.
         captions: (N, L, E), the text encoder's.
         weights: (N, T, h, w) in [0, 1], the motion masks.
-        facts: Of each clip what world.write_clips knows, and `mean_motion` in pixels a frame.
+        facts: Of each clip what world.write_clips knows, or write_samples, and `mean_motion` in pixels a frame.
         rows: Of the dataset, with their encodings: what `MotiveAttributor` reads.
     """
 
@@ -45,21 +49,36 @@ class Clips(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What every run needs; `base` is the folder of the checkpoint that all of them start from."""
+    """What every run needs.
+
+    Attributes:
+        base: Folder of the checkpoint that all of them start from.
+        corpus, queries: Clips.
+        samples: What the base makes of the queries' captions.
+    """
 
     base: Path
     corpus: Clips
     queries: Clips
+    samples: Clips
 
     def pipeline(self) -> Any:
-        from diffusers import WanPipeline
+        return pipeline(self.base)
 
-        pipe = WanPipeline.from_pretrained(self.base)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
+
+def pipeline(base: Path) -> Any:
+    from diffusers import WanPipeline
+
+    pipe = WanPipeline.from_pretrained(base)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+WORLDS = ("curation", "crossed", "lab")
 
 
 def make(
+    kind: str,
     lab: Path,
     output: Path,
     *,
@@ -69,24 +88,36 @@ def make(
     base_clips: int,
     base_steps: int,
     lr: float,
+    sampling_steps: int,
+    fitted_to: int,
 ) -> Case:
-    """The world of benchmarks/curation.py, made once and kept in a folder.
+    """One of `WORLDS`, made once and kept in a folder.
 
     Args:
-        lab: The pipeline of the lab.
+        kind: "curation": the world of benchmarks/curation.py. "crossed": its base, with a corpus in which motions have
+            looks (crossed.py). "lab": the lab's own pipeline, as it is, its corpus and its queries, all of them.
+        lab: Folder of the lab.
         output: The folder.
         corpus: Clips.
         queries: Clips of each of these motions.
         base_clips, base_steps, lr: Of the training in which the base unlearns.
+        sampling_steps, fitted_to: As write_samples has them.
     """
-    base = output / "base"
-    world.make_base(lab, base, clips=base_clips, steps=base_steps, lr=lr)
-    world.write_clips(output / "corpus", world.corpus_clips(corpus))
-    world.write_clips(output / "queries", [clip for clip in world.query_clips(queries) if clip.shown in motions])
-    empty = Case(base, None, None)  # type: ignore[arg-type]
-    pipe = empty.pipeline()
-    both = encoded(pipe, world.CLIP, [output / "corpus", output / "queries"])
-    return Case(base, *(_clips(pipe.vae.config, rows) for rows in both))
+    base, folders = lab / "pipeline", [lab / "corpus", lab / "queries"]
+    if kind != "lab":
+        base, folders = output / "base", [output / "corpus", output / "queries"]
+        world.make_base(lab / "pipeline", base, clips=base_clips, steps=base_steps, lr=lr)
+        source = {"curation": world, "crossed": crossed}[kind]
+        world.write_clips(folders[0], source.corpus_clips(corpus))
+        world.write_clips(folders[1], [clip for clip in source.query_clips(queries) if clip.shown in motions])
+    pipe = pipeline(base)
+    write_samples(pipe, folders[1], output / "samples", steps=sampling_steps, fitted_to=fitted_to)
+    every = encoded(pipe, world.CLIP, [*folders, output / "samples"])
+    made = Case(base, *(_clips(pipe.vae.config, rows) for rows in every))
+    if kind == "crossed":
+        for clip in (*made.corpus.facts, *made.queries.facts):
+            clip["look"] = crossed.look(clip)
+    return made
 
 
 def _clips(vae: Any, rows: Any) -> Clips:
@@ -97,6 +128,7 @@ def _clips(vae: Any, rows: Any) -> Clips:
     facts = [dict(row) for row in rows.remove_columns(["video", "encoded"])]
     for clip, encoding in zip(facts, encodings, strict=True):
         clip["mean_motion"] = encoding.mean_motion
+        clip.setdefault("shown", clip["motion"])
     return Clips(
         torch.stack([(encoding.latents - mean) / std for encoding in encodings]),
         torch.stack([_caption(encoding) for encoding in encodings]),

@@ -13,7 +13,8 @@ from .case import Clips
 Features = dict[str, dict[str, np.ndarray]]  # of gradients.read
 Scores = Callable[[float], np.ndarray]
 PAPER = "the paper's score"
-AS_IT_IS, BY_TENSOR, BY_PARAMETER = 0, 1, 2  # the projections of gradients.Gradients.of
+FAILURES = "the model's own failures as queries"
+AS_IT_IS, BY_TENSOR, BY_PARAMETER, CROSS_ATTENTION = range(4)  # the projections of gradients.Gradients.of
 #: Of the mean eigenvalue of ΦΦᵀ; the one that is taken is chosen by the tuning queries.
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
@@ -50,7 +51,8 @@ def averaged(draws: np.ndarray) -> np.ndarray:
 
 def side_by_side(draws: np.ndarray) -> np.ndarray:
     """(N, K, D) to (N, KD), of norm 1: a dot product is the mean of the cosines of equal draws."""
-    return (unit(draws) / np.sqrt(draws.shape[1])).reshape(len(draws), -1)
+    n, k, d = draws.shape
+    return (unit(draws) / np.sqrt(k)).reshape(n, k * d)
 
 
 def ridge(clips: np.ndarray, queries: np.ndarray, strength: float) -> np.ndarray:
@@ -58,6 +60,20 @@ def ridge(clips: np.ndarray, queries: np.ndarray, strength: float) -> np.ndarray
     kernel = clips @ clips.T
     level = strength * np.trace(kernel) / len(kernel)
     return np.linalg.solve(kernel + level * np.eye(len(kernel)), clips @ queries.T)
+
+
+def failures(samples: Clips, draws: np.ndarray, queries: int) -> np.ndarray:
+    """(Q, KD), draws side by side: of each query, the clip that the model made of its caption.
+
+    0 where that moves as it was asked to, or not at all.
+
+    Args:
+        draws: (N, K, projections, D) of the samples.
+    """
+    found = np.zeros((queries, draws.shape[1] * draws.shape[3]))
+    failed = samples.labels("shown") != samples.labels("motion")
+    found[samples.labels("query")[failed]] = side_by_side(draws[failed][:, :, AS_IT_IS].astype(np.float64))
+    return found
 
 
 class Pairs:
@@ -127,6 +143,7 @@ class Pairs:
 def contenders(
     corpus: Clips,
     queries: Clips,
+    samples: Clips,
     features: Features,
     defaults: dict[str, tuple[np.ndarray, np.ndarray]],
     timesteps: tuple[float, ...],
@@ -134,22 +151,25 @@ def contenders(
     """All of them, in the order of the table.
 
     Args:
+        samples: The model's own clips for the queries' captions.
         features: Of `gradients.read`.
         defaults: Of `gradients.read_attributor`.
         timesteps: Those of the draws, one noise each.
     """
     pairs = Pairs(features)
+    failed = failures(samples, features["samples"]["masked"], len(queries))
     own = timesteps.index(751.0)
     k, n = len(timesteps), len(corpus)
     pictures, asked = corpus.latents.flatten(1).numpy(), queries.latents.flatten(1).numpy()
     centre = pictures.mean(0)
     by_chance = np.random.default_rng(0).standard_normal((n, len(queries)))
     motion = np.repeat(corpus.labels("mean_motion")[:, None], len(queries), axis=1)
+    of_corpus, of_queries = pairs.of("masked")
     label = (corpus.labels("shown")[:, None] == queries.labels("shown")[None]).astype(float)
     every: dict[str, Any] = dict(passes=(k, k), numbers=k)
     tuned: dict[str, Any] = dict(settings=RIDGES, **every)
     one: dict[str, Any] = dict(passes=(1, 1), settings=RIDGES)
-    second = dict(projection=BY_PARAMETER)
+    second, cross = dict(projection=BY_PARAMETER), dict(projection=CROSS_ATTENTION)
     return [
         Contender("random", lambda _: by_chance, (0, 0), 0),
         Contender("motion magnitude", lambda _: motion, (0, 0), 0),
@@ -174,15 +194,22 @@ def contenders(
         Contender("centred over time", pairs.cosine("centred"), **every),
         Contender("caption less no caption", pairs.caption(), (2 * k, 2 * k), k),
         Contender("tensors to one length", pairs.cosine("masked", projection=BY_TENSOR), **every),
+        Contender("cross-attention alone", pairs.cosine("masked", **cross), **every),
+        Contender("cross-attention alone, centred over time", pairs.cosine("centred", **cross), **every),
+        Contender("cross-attention alone, query's mask alone", pairs.cosine("plain", "masked", **cross), **every),
+        Contender("second moments, centred over time", pairs.cosine("centred", **second), **every),
         Contender("second moments", pairs.cosine("masked", **second), **every),
         Contender("query's mask alone", pairs.cosine("plain", "masked"), **every),
         Contender("query's mask alone, clip's own length", pairs.dot("plain", "masked"), **every),
         Contender("query's mask alone, second moments", pairs.cosine("plain", "masked", **second), **every),
         Contender("ridge, masked", pairs.ridge("masked"), **tuned),
+        Contender("ridge, cross-attention alone", pairs.ridge("masked", **cross), **tuned),
         Contender("ridge, masked, second moments", pairs.ridge("masked", **second), **tuned),
         Contender("ridge, query's mask alone", pairs.ridge("plain", "masked"), **tuned),
         Contender("ridge, query's mask alone, second moments", pairs.ridge("plain", "masked", **second), **tuned),
         Contender("ridge, whole clip", pairs.ridge("plain"), **tuned),
+        Contender(FAILURES, lambda _: of_corpus @ failed.T, **every),
+        Contender("queries less failures", lambda _: of_corpus @ (of_queries - failed).T, **every),
         Contender("D-TRAK with the mask", pairs.ridge("square"), **tuned),
         Contender("DAS with the mask", pairs.das(), **tuned),
     ]

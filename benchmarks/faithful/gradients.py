@@ -18,9 +18,9 @@ from hf_motive.encoded_blob import read_encoding
 from hf_motive.gradients import GradientProjector
 from hf_motive.projection import Fastfood
 
-from .case import Clips
+from .case import Case, Clips
 
-Scale = Callable[[str, Tensor], Tensor]
+Scale = Callable[[str, Tensor], Tensor | None]  # None: that parameter is left out
 
 #: What is differentiated. e: the error of the prediction v, (C, T, h, w); w: the motion mask.
 OUTPUTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -32,8 +32,10 @@ OUTPUTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 UNCAPTIONED = "uncaptioned"  # "masked" with an empty prompt
 _PART = 40  # clips a file: what a stop can cost
+#: The clips of a case, and which gradients of them are computed.
+SETS = {"corpus": (*OUTPUTS, UNCAPTIONED), "queries": (*OUTPUTS, UNCAPTIONED), "samples": ("masked",)}
 #: Those that are projected with layers and parameters weighted, too.
-WEIGHTED = ("masked", "plain")
+WEIGHTED = ("masked", "plain", "centred")
 
 
 class Draws(NamedTuple):
@@ -71,7 +73,8 @@ class _SeveralStreams:
         self._streams = [(part.stream(), scale) for part, scale in law.parts]
 
     def add(self, name: str, gradient: Tensor, offset: int = 0) -> Tensor:
-        added = [stream.add(name, scale(name, gradient), offset) for stream, scale in self._streams]
+        scaled = [(stream, scale(name, gradient)) for stream, scale in self._streams]
+        added = [stream.add(name, part, offset) for stream, part in scaled if part is not None]
         return added[0]
 
     def total(self) -> Tensor:
@@ -85,6 +88,11 @@ def as_it_is(name: str, gradient: Tensor) -> Tensor:
 def unit(name: str, gradient: Tensor) -> Tensor:
     """Every parameter tensor counts alike."""
     return gradient / gradient.norm().clamp_min(1e-30)
+
+
+def cross_attention(name: str, gradient: Tensor) -> Tensor | None:
+    """Where the caption meets the clip, and nowhere else."""
+    return gradient if ".attn2." in name else None
 
 
 class Second:
@@ -106,12 +114,15 @@ class Gradients:
         pipe: The pipeline at that checkpoint.
         draws: Where they are taken.
         dim: Of each projection.
-        outputs: Names of `OUTPUTS`, and `UNCAPTIONED`.
+
+    Attributes:
+        outputs: Which are computed, names of `OUTPUTS`, and `UNCAPTIONED`.
     """
 
-    def __init__(self, pipe: Any, draws: Draws, dim: int, outputs: Sequence[str] = (*OUTPUTS, UNCAPTIONED)):
+    def __init__(self, pipe: Any, draws: Draws, dim: int):
         self.attributor = MotiveAttributor(pipe, **world.CLIP)
-        self.draws, self.dim, self.outputs = draws, dim, tuple(outputs)
+        self.draws, self.dim = draws, dim
+        self.outputs: Sequence[str] = (*OUTPUTS, UNCAPTIONED)
         self._silence = self.attributor.step.answers("", {})
 
     def moments(self, clips: Clips, count: int) -> dict[str, Tensor]:
@@ -134,16 +145,18 @@ class Gradients:
 
         Returns:
             name -> (N, draws, projections, dim) float32: as it is, and for `WEIGHTED` ones also with every parameter
-            tensor scaled to one length, and with the parameters scaled by their second moments.
+            tensor scaled to one length, with the parameters scaled by their second moments, and of the cross-attention
+            alone.
         """
-        once, thrice = (Several(self.dim, scales) for scales in ([as_it_is], [as_it_is, unit, Second(moments)]))
+        weighted = [as_it_is, unit, Second(moments), cross_attention]
+        once, often = (Several(self.dim, scales) for scales in ([as_it_is], weighted))
         found: dict[str, list[list[Tensor]]] = {name: [] for name in self.outputs}
         rows = zip(clips.rows["encoded"], clips.rows["caption"], strict=True)
         for blob, caption in tqdm(rows, total=len(clips), desc=what):
             encoding = read_encoding(blob)
             here: dict[str, list[Tensor]] = {name: [] for name in self.outputs}
             for place in self._places():
-                for name, vector in self._at(encoding, caption, place, once, thrice).items():
+                for name, vector in self._at(encoding, caption, place, once, often).items():
                     here[name].append(vector.view(-1, self.dim))
             for name, vectors in here.items():
                 found[name].append(torch.stack(vectors))
@@ -153,11 +166,11 @@ class Gradients:
         noises = [self.attributor.step.noise(n) for n in range(self.draws.noises)]
         return [{"timestep": t, "noise": noise} for t in self.draws.timesteps for noise in noises]
 
-    def _at(self, encoding: Any, caption: str, place: dict[str, Any], once: Several, thrice: Several) -> dict:
+    def _at(self, encoding: Any, caption: str, place: dict[str, Any], once: Several, often: Several) -> dict:
         step, parameters = self.attributor.step, self.attributor.parameters
         modules, found = list(step.denoisers.values()), {}
-        for law in (once, thrice):
-            names = [n for n in self.outputs if n in OUTPUTS and (n in WEIGHTED) == (law is thrice)]
+        for law in (once, often):
+            names = [n for n in self.outputs if n in OUTPUTS and (n in WEIGHTED) == (law is often)]
             if not names:
                 continue
             with GradientProjector(parameters, law, modules) as projector:
@@ -172,19 +185,21 @@ class Gradients:
         return found
 
 
-def compute(pipe: Any, corpus: Clips, queries: Clips, folder: Path, draws: Draws, dim: int, probe: int = 60) -> None:
-    """Everything of one checkpoint, into FOLDER; stopped, it goes on.
+def compute(made: Case, folder: Path, draws: Draws, dim: int, probe: int = 60) -> None:
+    """Everything of the base, into FOLDER; stopped, it goes on.
 
     Args:
         probe: Clips whose gradients give the second moments.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    gradients = Gradients(pipe, draws, dim)
+    gradients = Gradients(made.pipeline(), draws, dim)
     moments_path = folder / "moments.pt"
     if not moments_path.exists():
-        torch.save(gradients.moments(corpus, probe), moments_path)
+        torch.save(gradients.moments(made.corpus, probe), moments_path)
     moments = torch.load(moments_path)
-    for what, clips in (("queries", queries), ("corpus", corpus)):
+    for what, outputs in reversed(SETS.items()):
+        clips: Clips = getattr(made, what)
+        gradients.outputs = outputs
         for start in range(0, len(clips), _PART):
             path = folder / f"{what}-{start:05d}.npz"
             if not path.exists():
@@ -195,9 +210,9 @@ def compute(pipe: Any, corpus: Clips, queries: Clips, folder: Path, draws: Draws
 
 
 def read(folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    """ "corpus" and "queries" -> name of an output -> (N, draws, projections, dim), as `compute` left them."""
+    """Each of `SETS` -> name of an output -> (N, draws, projections, dim), as `compute` left them."""
     found = {}
-    for what in ("corpus", "queries"):
+    for what in SETS:
         parts = [np.load(path) for path in sorted(folder.glob(f"{what}-[0-9]*[0-9].npz"))]
         found[what] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0].files}
     return found
