@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,10 @@ from hf_motive.influence import influence
 from hf_motive.selection import best, without_worst
 from hf_motive.transforms import check_groups, error_column, group_columns, influence_columns
 from hf_motive.uncertainty import uncertainty
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import intervals
 
 
 def drawn(count: int, draws: int, dim: int = 64, noise: float = 0.1, seed: int = 0, shared: float = 0.0):
@@ -80,6 +87,20 @@ def test_intervals_cover_what_other_draws_say():
         error = uncertainty(lambda few=few: iter([few]), asked).mean
         inside.append(((scores - truth).abs() <= quantile(4, 0.95) * error).double().mean().item())
     assert 0.8 < np.mean(inside) < 0.98
+
+
+def test_the_benchmark_counts_what_is_covered():
+    """Noises of one law, so that intervals hold what the other noises say as often as they claim; and too short ones
+    would not."""
+    assert list(intervals.parts(5, 2)) == [([0, 1], [2, 3, 4]), ([2, 3], [0, 1, 4])]
+    clips, queries = (
+        drawn(count, 12, noise=0.3, seed=seed)[0].unflatten(1, (3, 4)) for count, seed in ((60, 0), (5, 1))
+    )
+    counted = intervals.covered(clips, queries, own=2)
+    assert all(len(values) == 2 for values in counted.values())
+    assert 0.8 < np.mean(counted["influence covered"]) < 0.98
+    assert np.mean(counted["error of a rank, said"]) == pytest.approx(np.mean(counted["and found"]), rel=0.5)
+    assert 0 < np.mean(counted["best tenth that is so"]) <= 1
 
 
 def test_what_a_draw_does_to_all_clips_alike_makes_no_rank_unsure():

@@ -1,6 +1,6 @@
 """Do the standard errors of influence and rank cover what other noise would have said?
 
-    python benchmarks/uncertainty.py [--clips 80] [--queries 20] [--noises 8]
+    python benchmarks/intervals.py [--clips 80] [--queries 20] [--noises 8]
 
 Features of the lab's clips are computed with several noises at each of the default timesteps. Some noises play the
 user's part: their influence, ranks and standard errors are what the columns would say. The other noises are the truth,
@@ -8,7 +8,7 @@ near enough. Counted is how often a 90 % interval, estimate ± Student's t stand
 error, by the number of its noises, added), and how many of the clips that are chosen with 90 % confidence belong where
 they were put. Every choice of noises takes its turn. Features are kept under --output.
 
-Writes benchmarks/results/uncertainty.md.
+Writes benchmarks/results/intervals.md.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=80, help="of the lab's corpus")
     parser.add_argument("--queries", type=int, default=20)
     parser.add_argument("--noises", type=int, default=8, help="at each timestep")
-    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "uncertainty", help="folder of the features")
-    parser.add_argument("--report", type=Path, default=ROOT / "benchmarks" / "results" / "uncertainty.md")
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "intervals", help="folder of the features")
+    parser.add_argument("--report", type=Path, default=ROOT / "benchmarks" / "results" / "intervals.md")
     told = parser.parse_args()
     quiet()
     torch.set_num_threads(1)
@@ -125,7 +125,7 @@ def main() -> None:
         f"{', '.join(f'{t:.0f}' for t in timesteps)}, {told.noises} noises at each. The noises of a row play the "
         "user's part in turn, and the others are the truth. Covered: 90 % intervals; errors of a rank: root of the "
         "mean square, in ranks; chosen with confidence: clips of the best tenth that are sure to be in it at 90 %. "
-        "Repeat with `python benchmarks/uncertainty.py`.\n\n" + table(header, body) + "\n",
+        "Repeat with `python benchmarks/intervals.py`.\n\n" + table(header, body) + "\n",
         encoding="utf-8",
     )
     print(f"table: {told.report}")
