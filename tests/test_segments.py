@@ -23,6 +23,7 @@ from hf_motive.index import IndexMismatchError
 from hf_motive.lab import FPS, ClipSpec, render_clip
 from hf_motive.motion import latent_mask
 from hf_motive.motion.mask import latent_frames
+from hf_motive.motion_columns import MotionFeatures, add_motion
 from hf_motive.parts import Parts, read_parts, write_parts
 from hf_motive.regions import labelled_regions, moving_regions
 from hf_motive.scoring import load_run
@@ -375,6 +376,27 @@ def test_encodings_from_columns(attributor, pipe, clips, queries, explained):
     assert found["explained_influence"][0] == pytest.approx(explained.influence.double().mean().item(), abs=2e-6)
     with pytest.raises(ValueError, match="make the attributor without encoded_column"):
         reading.explain(encoded[0], queries, whole=True)
+
+
+def test_masks_from_a_column(attributor, pipe, clips, queries, explained, tmp_path):
+    """A column's mask is what is cut: where it says that nothing moves, there is no share."""
+    taking = MotiveAttributor(pipe, mask_column="motion_mask", **STANDARD)
+    features = MotionFeatures(attributor.config.standard, attributor.step.latent_shape[1:])
+    masked, asked = (add_motion(rows, features) for rows in (clips, load_clips(LAB / "queries").select([0])))
+    own = taking.index(asked, tmp_path / "asked", progress=False)
+    row = masked[0]
+    mask = np.array(row["motion_mask"])
+    mask[3:] = 0
+    row["motion_mask"] = mask.tolist()
+    found = taking.explain(row, own, seconds=0.01)
+    shares = found.windows[0].shares.double().sum(1)
+    assert shares.sum(0).numpy() == pytest.approx(influence_of(taking, row, own).numpy(), abs=2e-6)
+    assert len(shares) == 5 and shares[:3].abs().max() > 1e-3 and not shares[3:].any()
+    rows = Dataset.from_list([row, {**masked[1], "motion_mask": None}], features=masked.features)
+    both = taking.segments(rows, own, progress=False)
+    assert both["explained_status"][0] == "ok" and both["explained_status"][1] != "ok", both["explained_reason"]
+    with pytest.raises(ValueError, match="make the attributor without encoded_column and mask_column"):
+        taking.explain(row, own, whole=True)
 
 
 def test_queries_must_be_comparable(attributor, clips, queries, tmp_path):
