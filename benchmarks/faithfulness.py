@@ -3,7 +3,7 @@
     python benchmarks/faithfulness.py                              # everything, then the table; stopped, it goes on
     python benchmarks/faithfulness.py --prepare                    # the clips and the base; then, on two cores,
     python benchmarks/faithfulness.py --share 1/2 & python benchmarks/faithfulness.py --share 2/2; wait
-    python benchmarks/faithfulness.py --gradients                  # what the contenders are made of
+    python benchmarks/faithfulness.py --gradients                  # what the contenders are made of; also by --share
     python benchmarks/faithfulness.py --table                      # and the table of what is finished
     python benchmarks/faithfulness.py --known --gradients --table  # with the trainings that are committed: see below
     python benchmarks/faithfulness.py --world crossed              # where motion and look are told apart; or lab
@@ -46,7 +46,7 @@ from faithful.contenders import FAILURES, PAPER, Contender, contenders  # noqa: 
 from faithful.counterfactual import Choice, choices  # noqa: E402
 from faithful.counterfactual import written as counterfactual_table  # noqa: E402
 from faithful.finished import pack, unpack  # noqa: E402
-from faithful.retraining import Measurement, Model, Training, fine_tune, losses  # noqa: E402
+from faithful.retraining import Measurement, Model, Training, fine_tune, keep_checkpoints, losses  # noqa: E402
 
 from hf_motive.lab.spec import MOTIONS  # noqa: E402
 
@@ -72,26 +72,27 @@ class Size:
         PAPER,
         "masked, equal draws",
         "VAE similarity",
-        "whole-clip gradient",
-        "motion magnitude",
         FAILURES,
     )
     chances: int = 2
     draws: gradients.Draws = field(default_factory=gradients.Draws)
     dim: int = 2048  # of every projection
+    noises: int = 4  # at each of the default timesteps, of the attributor's own features
+    checkpoints: int = 2  # on the way of a training on the whole corpus, beside the base
     probe: int = 60  # clips that second moments are taken of
 
 
 SIZES = {
     "curation": Size(),
     "crossed": Size(world="crossed", corpus=300, queries=4, halves=24, removed=()),
-    "lab": Size(world="lab", halves=0, removed=()),
+    "lab": Size(world="lab", halves=0, checkpoints=0, removed=()),
 }
 SMOKE = Size(
     corpus=12, queries=1, motions=("roll", "float", "spin"),
     base_clips=3, base_steps=1, sampling_steps=2, fitted_to=33, halves=3, training=Training(epochs=1, batch=4),
     measurement=Measurement((751.0,), 1),
-    draws=gradients.Draws((751.0,), 1), dim=512, probe=2, chances=1, removed=("the paper's score",),
+    draws=gradients.Draws((751.0,), 1), dim=512, noises=2, checkpoints=1, probe=2,
+    chances=1, removed=("the paper's score",),
 )  # fmt: skip
 
 
@@ -231,7 +232,7 @@ def judge(made: case.Case, size: Size, output: Path) -> Judged:
         made.queries,
         made.samples,
         gradients.read(output / "gradients"),
-        gradients.read_attributor(output / "attributor"),
+        gradients.read_attributor(output / "attributor", {"corpus": len(made.corpus), "queries": len(made.queries)}),
         size.draws.timesteps,
     )
     # The first third of each motion's queries chooses; where a motion has one query, motions choose in turn.
@@ -293,7 +294,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder; by default runs/faithfulness, -crossed, -lab or -smoke")
     parser.add_argument("--smoke", action="store_true", help="a tiny one, in two minutes")
     parser.add_argument("--prepare", action="store_true", help="make the clips and the base, and train no model")
-    parser.add_argument("--share", default="1/1", help="k/n: train the k-th of every n models; for n processes")
+    parser.add_argument("--share", default="1/1", help="k/n: the k-th of every n; for n processes")
     parser.add_argument("--no-compile", dest="compiled", action="store_false", help="train without torch.compile")
     parser.add_argument("--known", action="store_true", help="unpack the trainings that benchmarks/results/ holds")
     parser.add_argument("--gradients", action="store_true", help="train nothing; compute the contenders' gradients")
@@ -309,12 +310,19 @@ def main() -> None:
     if told.known:
         unpack(path.with_suffix(".npz"), output / "models")
     k, n = map(int, told.share.split("/"))
+    compiled = told.compiled and not told.smoke
     alone = told.prepare or told.gradients or told.table
     if told.gradients or not (alone or n > 1):
-        gradients.compute(made, output / "gradients", size.draws, size.dim, size.probe)
-        gradients.through_attributor(made.pipeline(), made.corpus, made.queries, output / "attributor")
+        gradients.compute(made, output / "gradients", size.draws, size.dim, size.probe, (k, n))
+        checkpoints = []
+        if size.checkpoints:
+            folder = output / "checkpoints"
+            model = Model(made.pipeline(), compiled=compiled)
+            keep_checkpoints(model, made.corpus, folder, size.training, size.checkpoints)
+            checkpoints = sorted(folder.glob("*.pt"))
+        gradients.through_attributor(made, output / "attributor", size.noises, checkpoints, (k, n))
     if size.halves and not alone:
-        model = Model(made.pipeline(), compiled=told.compiled and not told.smoke)
+        model = Model(made.pipeline(), compiled=compiled)
         for run in list(halves(size, len(made.corpus)))[k - 1 :: n]:
             do(run, made, model, size, output)
         if not list((output / "gradients").glob("corpus-*.npz")):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .case import Clips
+from .gradients import BASE
 
 Features = dict[str, dict[str, np.ndarray]]  # of gradients.read
 Scores = Callable[[float], np.ndarray]
@@ -140,12 +141,39 @@ class Pairs:
         return scores
 
 
+def attributor(found: dict[str, tuple[np.ndarray, np.ndarray]]) -> Iterator[Contender]:
+    """What users get: with more and more noises, at several checkpoints, and by the factored projection."""
+    sides = {variant: [side.astype(np.float64) for side in pair] for variant, pair in found.items()}
+
+    def of(told: str, pair: list[np.ndarray]) -> Contender:
+        """(N, draws..., D) on either side."""
+        a, b = (side_by_side(side.reshape(len(side), -1, side.shape[-1])) for side in pair)
+        k = int(np.prod(pair[0].shape[1:-1]))
+        return Contender(told, lambda _: a @ b.T, (k, k), k, dim=pair[0].shape[-1])
+
+    checkpoints = sorted(variant for variant in sides if variant.startswith("checkpoint"))
+    if BASE in sides:
+        most = sides[BASE][0].shape[2]
+        for noises in (n for n in (1, 2, 4, 8) if n <= most):
+            told = f", noise_draws={noises}" if noises > 1 else ""
+            yield of(f"MotiveAttributor(pipe{told})", [side[:, :, :noises] for side in sides[BASE]])
+        if checkpoints:
+            every = [
+                np.concatenate([sides[BASE][i][:, :, :1], *(sides[name][i] for name in checkpoints)], axis=2)
+                for i in (0, 1)
+            ]
+            yield of(f"the same at {1 + len(checkpoints)} checkpoints of a training on all", every)
+            yield of("the same at the last of them alone", sides[checkpoints[-1]])
+    if "factored" in sides:
+        yield of("MotiveAttributor(pipe, projection='factored')", sides["factored"])
+
+
 def contenders(
     corpus: Clips,
     queries: Clips,
     samples: Clips,
     features: Features,
-    defaults: dict[str, tuple[np.ndarray, np.ndarray]],
+    attributed: dict[str, tuple[np.ndarray, np.ndarray]],
     timesteps: tuple[float, ...],
 ) -> list[Contender]:
     """All of them, in the order of the table.
@@ -153,7 +181,7 @@ def contenders(
     Args:
         samples: The model's own clips for the queries' captions.
         features: Of `gradients.read`.
-        defaults: Of `gradients.read_attributor`.
+        attributed: Of `gradients.read_attributor`.
         timesteps: Those of the draws, one noise each.
     """
     pairs = Pairs(features)
@@ -186,10 +214,7 @@ def contenders(
         Contender("query's mask, ridge, one draw", pairs.ridge("plain", "masked", draws=own), **one),
         Contender("masked, draws averaged", pairs.averaged("masked"), **every),
         Contender("masked, equal draws", pairs.cosine("masked"), **every),
-        *(
-            Contender(f"MotiveAttributor(pipe), {name}", lambda _, pair=pair: pair[0] @ pair[1].T, (3, 3), 3, dim=512)
-            for name, pair in defaults.items()
-        ),
+        *attributor(attributed),
         Contender("whole clip", pairs.cosine("plain"), **every),
         Contender("centred over time", pairs.cosine("centred"), **every),
         Contender("caption less no caption", pairs.caption(), (2 * k, 2 * k), k),

@@ -31,6 +31,7 @@ OUTPUTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "output": lambda v, e, w: (w * v).mean(),  # DAS's
 }
 UNCAPTIONED = "uncaptioned"  # "masked" with an empty prompt
+BASE = "base"  # of the attributor's features: by the default projection, at the checkpoint that trainings start from
 _PART = 40  # clips a file: what a stop can cost
 #: The clips of a case, and which gradients of them are computed.
 SETS = {"corpus": (*OUTPUTS, UNCAPTIONED), "queries": (*OUTPUTS, UNCAPTIONED), "samples": ("masked",)}
@@ -185,11 +186,14 @@ class Gradients:
         return found
 
 
-def compute(made: Case, folder: Path, draws: Draws, dim: int, probe: int = 60) -> None:
+def compute(
+    made: Case, folder: Path, draws: Draws, dim: int, probe: int = 60, share: tuple[int, int] = (1, 1)
+) -> None:
     """Everything of the base, into FOLDER; stopped, it goes on.
 
     Args:
         probe: Clips whose gradients give the second moments.
+        share: k, n: the k-th of every n parts; for n processes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     gradients = Gradients(made.pipeline(), draws, dim)
@@ -197,16 +201,23 @@ def compute(made: Case, folder: Path, draws: Draws, dim: int, probe: int = 60) -
     if not moments_path.exists():
         torch.save(gradients.moments(made.corpus, probe), moments_path)
     moments = torch.load(moments_path)
-    for what, outputs in reversed(SETS.items()):
-        clips: Clips = getattr(made, what)
-        gradients.outputs = outputs
-        for start in range(0, len(clips), _PART):
-            path = folder / f"{what}-{start:05d}.npz"
-            if not path.exists():
-                part = clips.part(start, start + _PART)
-                partial = folder / f"{path.stem}.partial.npz"
-                np.savez(partial, **gradients.of(part, moments, path.stem))
-                partial.rename(path)
+    for name, what, part in _parts(made, share):
+        path = folder / f"{name}.npz"
+        if not path.exists():
+            gradients.outputs = SETS[what]
+            partial = folder / f"{name}.partial.npz"
+            np.savez(partial, **gradients.of(part, moments, name))
+            partial.rename(path)
+
+
+def _parts(made: Case, share: tuple[int, int]) -> list[tuple[str, str, Clips]]:
+    """(name of a file, which of `SETS`, its clips); the corpus last."""
+    every = [
+        (f"{what}-{start:05d}", what, clips.part(start, start + _PART))
+        for what, clips in ((what, getattr(made, what)) for what in reversed(SETS))
+        for start in range(0, len(clips), _PART)
+    ]
+    return every[share[0] - 1 :: share[1]]
 
 
 def read(folder: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -218,21 +229,45 @@ def read(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     return found
 
 
-def through_attributor(pipe: Any, corpus: Clips, queries: Clips, folder: Path) -> None:
-    """The features that users get, by default settings and by both projections, into FOLDER; stopped, it goes on."""
-    for projection in ("fastfood", "factored"):
-        attributor = MotiveAttributor(pipe, **world.CLIP, encoded_column="encoded", projection=projection)
-        for what, clips in (("queries", queries), ("corpus", corpus)):
-            path = folder / f"{projection}-{what}.npy"
-            if not path.exists():
-                index = attributor.index(clips.rows, folder / f"{projection}-{what}")
-                np.save(path, index.features(attributor.ids(clips.rows)).numpy())
+def through_attributor(
+    made: Case, folder: Path, noises: int, checkpoints: Sequence[Path], share: tuple[int, int] = (1, 1)
+) -> None:
+    """The features that users get, into FOLDER; stopped, it goes on.
+
+    Args:
+        noises: At each of the default timesteps, by the default projection; by all else there is one.
+        checkpoints: States of the denoiser, beside the base.
+        share: As `compute` takes it.
+    """
+    pipe = made.pipeline()
+    one = {"projection": "fastfood", "noise_draws": 1}
+    variants: list[tuple[str, dict[str, Any], Path | None]] = [(BASE, {**one, "noise_draws": noises}, None)]
+    variants += [(f"checkpoint {path.stem}", one, path) for path in checkpoints]
+    variants.append(("factored", {**one, "projection": "factored"}, None))
+    base = {name: value.clone() for name, value in pipe.transformer.state_dict().items()}
+    for variant, settings, checkpoint in variants:
+        pipe.transformer.load_state_dict(base if checkpoint is None else torch.load(checkpoint))
+        attributor = MotiveAttributor(pipe, **world.CLIP, encoded_column="encoded", **settings)
+        for name, what, part in _parts(made, share):
+            path = folder / variant / f"{name}.npy"
+            if what != "samples" and not path.exists():
+                index = attributor.index(part.rows, path.with_suffix(""))
+                features = index.features_by_draw(attributor.ids(part.rows))
+                np.save(path, features.unflatten(1, (-1, settings["noise_draws"])).numpy())
 
 
-def read_attributor(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Projection -> features of corpus and queries, (N, K·D) and (Q, K·D), of what `through_attributor` has done."""
+def read_attributor(folder: Path, sizes: dict[str, int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Of each variant that `through_attributor` has finished, features of the corpus and of the queries.
+
+    Args:
+        sizes: How many clips "corpus" and "queries" have.
+
+    Returns:
+        Variant -> two arrays (N, timesteps, noises, D).
+    """
     found = {}
-    for path in sorted(folder.glob("*-corpus.npy")):
-        name = path.stem.removesuffix("-corpus")
-        found[name] = (np.load(path), np.load(folder / f"{name}-queries.npy"))
+    for path in sorted(folder.glob("*")):
+        parts = {what: [np.load(part) for part in sorted(path.glob(f"{what}-*.npy"))] for what in sizes}
+        if all(sum(map(len, parts[what])) == size for what, size in sizes.items()):
+            found[path.name] = (np.concatenate(parts["corpus"]), np.concatenate(parts["queries"]))
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from .case import Clips
+
+_CHECKPOINTS = 73_001  # seed of the training that checkpoints are taken of; no half has it
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,15 @@ def draw(shape: Sequence[int], seed: int, clip: int, showing: int, epochs: int, 
     return torch.randn(shape, generator=generator), float(shift * u / (1 + (shift - 1) * u))
 
 
-def fine_tune(model: Model, corpus: Clips, chosen: Sequence[int], seed: int, settings: Training) -> None:
-    """From the base, in place; what does not fill a batch at the end is left out."""
+def fine_tune(
+    model: Model,
+    corpus: Clips,
+    chosen: Sequence[int],
+    seed: int,
+    settings: Training,
+    after: Callable[[int, int], None] = lambda done, steps: None,
+) -> None:
+    """From the base, in place; what does not fill a batch at the end is left out. `after` is called at every step."""
     model.reset()
     order = showings(chosen, len(corpus), seed, settings.epochs)
     steps = len(order) // settings.batch
@@ -100,6 +110,22 @@ def fine_tune(model: Model, corpus: Clips, chosen: Sequence[int], seed: int, set
         torch.nn.utils.clip_grad_norm_(model.denoiser.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        after(step + 1, steps)
+
+
+def keep_checkpoints(model: Model, corpus: Clips, folder: Path, settings: Training, count: int) -> None:
+    """FOLDER/K.pt for K = 1 to `count`: states of the denoiser in a training on the whole corpus, evenly spaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def after(done: int, steps: int) -> None:
+        at = [round(k * steps / count) for k in range(1, count + 1)]
+        if done in at:
+            partial = folder / f"{at.index(done) + 1}.partial"
+            torch.save(model.denoiser.state_dict(), partial)
+            partial.rename(partial.with_suffix(".pt"))
+
+    if not (folder / f"{count}.pt").exists():
+        fine_tune(model, corpus, range(len(corpus)), _CHECKPOINTS, settings, after)
 
 
 @torch.no_grad()
