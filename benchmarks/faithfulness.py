@@ -71,8 +71,8 @@ class Size:
     removed: tuple[str, ...] = (
         PAPER,
         "masked, equal draws",
-        "VAE similarity",
         FAILURES,
+        "VAE similarity",
     )
     chances: int = 2
     draws: gradients.Draws = field(default_factory=gradients.Draws)
