@@ -85,7 +85,7 @@ class Size:
 SIZES = {
     "curation": Size(),
     "crossed": Size(world="crossed", corpus=300, queries=4, halves=24, removed=()),
-    "lab": Size(world="lab", halves=0, checkpoints=0, removed=()),
+    "lab": Size(world="lab", queries=4, halves=0, checkpoints=0, removed=()),
 }
 SMOKE = Size(
     corpus=12, queries=1, motions=("roll", "float", "spin"),
@@ -302,7 +302,10 @@ def main() -> None:
     told = parser.parse_args()
     quiet()
     torch.set_num_threads(1)
-    size = replace(SMOKE, world=told.world) if told.smoke else SIZES[told.world]
+    size = SIZES[told.world]
+    if told.smoke:
+        nothing_trained = {} if size.halves else {"halves": 0, "checkpoints": 0, "removed": ()}
+        size = replace(SMOKE, world=told.world, **nothing_trained)
     name = "faithfulness" + ("" if told.world == "curation" else f"-{told.world}")
     output = told.output or ROOT / "runs" / (f"{name}-smoke" if told.smoke else name)
     made = made_in(output, size)

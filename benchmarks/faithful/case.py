@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from miniature import world
-from miniature.choosing import encoded
 from torch import Tensor
 
+from hf_motive import MotiveAttributor
+from hf_motive.corpus import load_clips
 from hf_motive.encoded_blob import Encoding, read_encoding
 
 from . import crossed
@@ -98,8 +99,8 @@ def make(
             looks (crossed.py). "lab": the lab's own pipeline, as it is, its corpus and its queries, all of them.
         lab: Folder of the lab.
         output: The folder.
-        corpus: Clips.
-        queries: Clips of each of these motions.
+        corpus: How many clips; of "lab" the first so many.
+        queries: Clips of each of these motions; of "lab" the first so many in all.
         base_clips, base_steps, lr: Of the training in which the base unlearns.
         sampling_steps, fitted_to: As write_samples has them.
     """
@@ -111,8 +112,13 @@ def make(
         world.write_clips(folders[0], source.corpus_clips(corpus))
         world.write_clips(folders[1], [clip for clip in source.query_clips(queries) if clip.shown in motions])
     pipe = pipeline(base)
-    write_samples(pipe, folders[1], output / "samples", steps=sampling_steps, fitted_to=fitted_to)
-    every = encoded(pipe, world.CLIP, [*folders, output / "samples"])
+    asked = queries * len(motions)
+    write_samples(pipe, folders[1], output / "samples", steps=sampling_steps, fitted_to=fitted_to, count=asked)
+    attributor = MotiveAttributor(pipe, **world.CLIP)
+    every = [
+        attributor.encode(rows.select(range(min(count, len(rows)))))
+        for rows, count in zip(map(load_clips, [*folders, output / "samples"]), (corpus, asked, asked), strict=True)
+    ]
     made = Case(base, *(_clips(pipe.vae.config, rows) for rows in every))
     if kind == "crossed":
         for clip in (*made.corpus.facts, *made.queries.facts):

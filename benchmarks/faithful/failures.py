@@ -15,11 +15,13 @@ from hf_motive.lab.spec import FPS
 from hf_motive.video import save_clip
 
 
-def write_samples(pipe: Any, queries: Path, folder: Path, *, steps: int, fitted_to: int, seed: int = 0) -> None:
+def write_samples(
+    pipe: Any, queries: Path, folder: Path, *, steps: int, fitted_to: int, count: int, seed: int = 0
+) -> None:
     """FOLDER/clips/*.mp4 and FOLDER/metadata.jsonl, once: for each query a clip by the pipeline from its caption.
 
     Args:
-        queries: Folder of clips of the lab.
+        queries: Folder of clips of the lab, of which the first `count` are queries.
         steps: Of sampling.
         fitted_to: Simulated clips that the judge of motions is fitted to.
 
@@ -28,7 +30,7 @@ def write_samples(pipe: Any, queries: Path, folder: Path, *, steps: int, fitted_
     """
     if (folder / "metadata.jsonl").exists():
         return
-    lines = (queries / "metadata.jsonl").read_text("utf-8").splitlines()
+    lines = (queries / "metadata.jsonl").read_text("utf-8").splitlines()[:count]
     specs = [ClipSpec(**{name: row[name] for name in ClipSpec.__dataclass_fields__}) for row in map(json.loads, lines)]
     with torch.autocast("cpu", torch.bfloat16):  # twice as fast on a CPU that has it
         clips = generate(pipe, specs, steps=steps, guidance=3.0, seed=seed)
