@@ -154,7 +154,7 @@ def truth(told: Any) -> str:
     clips = kept(folder / "corpus.npy", pipe, made.corpus.rows, detectors, told)
     asked = kept(folder / "queries.npy", pipe, made.queries.rows, detectors, told)
     losses = -retrained.losses[:, :, 0].mean((0, -1))
-    rounds, body = Rounds(*losses.shape), []
+    rounds, body = Rounds(len(losses), made.queries.labels("shown")), []
     first: tuple[float, np.ndarray] | None = None
     for detector, of_clips, of_queries in zip(detectors, clips, asked, strict=True):
         # Where a detector sees nothing move, the clip has no influence on anything.

@@ -27,7 +27,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,7 +77,7 @@ class Size:
     chances: int = 2
     draws: gradients.Draws = field(default_factory=gradients.Draws)
     dim: int = 2048  # of every projection
-    noises: int = 4  # at each of the default timesteps, of the attributor's own features
+    noises: int = 2  # at each of the default timesteps, of the attributor's own features
     checkpoints: int = 2  # on the way of a training on the whole corpus, beside the base
     probe: int = 60  # clips that second moments are taken of
 
@@ -145,6 +145,13 @@ def counterfactuals(size: Size, every: Sequence[Choice], of: int) -> Iterator[Ru
             yield Run(choice.name, tuple(choice.chosen.tolist()), seed, epochs)
 
 
+def share(runs: Iterable[Run], size: Size, k: int, n: int) -> Iterator[Run]:
+    """The k-th of every n choices of clips, with all its seeds: what one process has finished can be read."""
+    for place, run in enumerate(runs):
+        if place // len(size.seeds) % n == k - 1:
+            yield run
+
+
 def do(run: Run, made: case.Case, model: Model, size: Size, output: Path) -> None:
     """Train and measure; what is finished stays."""
     path = run.path(output)
@@ -155,9 +162,8 @@ def do(run: Run, made: case.Case, model: Model, size: Size, output: Path) -> Non
     trained = time.monotonic() - begin
     found = losses(model, made.queries, size.measurement)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, losses=found, chosen=np.array(run.chosen), seconds=[trained, time.monotonic() - begin])
-    partial.rename(path)
+    with case.whole(path) as partial:
+        np.savez(partial, losses=found, chosen=np.array(run.chosen), seconds=[trained, time.monotonic() - begin])
     print(f"{path.stem}: {time.monotonic() - begin:.0f} s", flush=True)
 
 
@@ -165,11 +171,13 @@ LDS = """\
 The linear datamodeling score (LDS): over {subsets} random halves of {clips} clips, the rank correlation between the
 sum of a query's influences of a half's clips and how low its loss is after fine-tuning on that half ({seeds} seeds
 each, {epochs} epochs of AdamW, the same order, noise and timesteps for each half under one seed). Mean over {told}
-queries; the other {tuning} chose λ. 95 % intervals: bootstrap over halves and queries, the same resamples for all, so
-that differences from the paper's score are paired. The loss is that of the query under its motion mask, mean over
+queries; the other {tuning} chose λ, on the same halves. 95 % intervals: bootstrap over halves, motions and their
+queries, the same resamples for all, so that differences from the paper's score are paired. The loss is that of the query under its motion mask, mean over
 timesteps {timesteps}, and at each of them; *plain* is without the
 mask. The ceiling is what a perfect prediction of the expected loss would reach, as two seeds of one half agree only so
-far.
+far. *At a timestep*: the paper's score with its one draw there. *Unlike the model's own failures*: less like the clips
+that the base itself makes of the queries' captions, where these move otherwise than they were asked to. *Checkpoints*
+are on the way of one training on all clips, whose cost is not counted.
 
 The model is the lab's pipeline after unlearning which word means which motion (base of `benchmarks/curation.py`);
 {corpus}. D' = {dim}; draws are one noise at timesteps {draws}. Passes: forward + backward of the denoiser a clip.
@@ -182,7 +190,7 @@ SHARES = """
 ## Motion or appearance?
 
 Of the tenth that is ranked first for a query, the share with its label: mean over {told} queries, 95 % intervals by
-bootstrap over them. {about}Last: of the tenth that is ranked first by the mean over a motion's queries.
+bootstrap over motions and their queries. {about}Last: of the tenth that is ranked first by the mean over a motion's queries.
 
 {table}
 """
@@ -200,9 +208,11 @@ WITHOUT = """
 
 Fine-tuning without the tenth that is ranked first, without the tenth that is ranked last, and on the first tenth
 alone (as many steps as a half takes, so each clip is seen oftener), by the votes of all queries. Mean motion-weighted
-loss of the queries, in thousandths, less that after as many clips by chance ({chances} choices), query by query and
-seed by seed; 95 % intervals by bootstrap over the queries, which know nothing of how another training would have come
-out: sd is that of the choices by chance.
+loss of the queries, in thousandths, less that after as many clips by chance (of the tenths {chances}, of the nine
+tenths twice as many), query by query and
+seed by seed; 95 % intervals by bootstrap over motions and their queries, which know nothing of how another training
+would have come out: as far apart as the choices by chance are among themselves, differences say nothing. Without the
+worst of *unlike the model's own failures* is: without the suspects, those most like them.
 
 {table}
 """
@@ -226,6 +236,15 @@ class Judged(NamedTuple):
         return list(choices(named, self.settings, size.chances))
 
 
+def first_third(motions: np.ndarray) -> np.ndarray:
+    """(Q,) bool: the queries that choose settings, a third of each motion's; of one query a motion, every third."""
+    place = np.array([(motions[:q] == motion).sum() for q, motion in enumerate(motions)])
+    count = (motions[:, None] == motions[None]).sum(1)
+    if count.max() == 1:
+        return np.arange(len(motions)) % 3 == 0
+    return place < np.maximum(count // 3, 1)
+
+
 def judge(made: case.Case, size: Size, output: Path) -> Judged:
     every = contenders(
         made.corpus,
@@ -235,20 +254,20 @@ def judge(made: case.Case, size: Size, output: Path) -> Judged:
         gradients.read_attributor(output / "attributor", {"corpus": len(made.corpus), "queries": len(made.queries)}),
         size.draws.timesteps,
     )
-    # The first third of each motion's queries chooses; where a motion has one query, motions choose in turn.
-    tuning = np.arange(len(made.queries)) % max(size.queries, 3) < max(size.queries // 3, 1)
+    motions = made.queries.labels(shares.MOTION)
+    tuning = first_third(motions)
     if not size.halves:
         settings = {c.name: shares.setting(c, made.corpus, made.queries, tuning) for c in every}
         return Judged(None, [], tuning, every, settings)
     names = [f"half-{number:03d}" for number in range(size.halves)]
     retrained = tables.read(output, names, size.seeds, len(made.corpus), size.measurement.timesteps)
-    lines = tables.rows(retrained, every, tuning, PAPER)
+    lines = tables.rows(retrained, every, motions, tuning, PAPER)
     return Judged(retrained, lines, tuning, every, {row.contender.name: row.setting for row in lines})
 
 
 def report(made: case.Case, size: Size, output: Path) -> str:
     judged = judge(made, size, output)
-    tuning, retrained = judged.tuning, judged.retrained
+    tuning, retrained, motions = judged.tuning, judged.retrained, made.queries.labels(shares.MOTION)
     facts: dict[str, Any] = {
         "clips": len(made.corpus),
         "told": int((~tuning).sum()),
@@ -270,19 +289,19 @@ def report(made: case.Case, size: Size, output: Path) -> str:
                 models=len(size.seeds) * len(retrained.members),
                 world="" if size.world == "curation" else f" --world {size.world}",
                 corpus=CORPORA[size.world],
-                table=tables.written(retrained, judged.lines, ~tuning, size.dim),
+                table=tables.written(retrained, judged.lines, motions, ~tuning, size.dim),
                 **facts,
             )
         )
-        parts.append(without(judged, size, output))
+        parts.append(without(judged, size, output, motions))
     table = shares.written(judged.contenders, judged.settings, made.corpus, made.queries, ~tuning)
     parts.append(SHARES.format(table=table, about=about, told=facts["told"]))
     return "".join(parts)
 
 
-def without(judged: Judged, size: Size, output: Path) -> str:
+def without(judged: Judged, size: Size, output: Path, motions: np.ndarray) -> str:
     """The second section, once there is something to compare."""
-    written = counterfactual_table(output, judged.choices(size), size.seeds)
+    written = counterfactual_table(output, judged.choices(size), size.seeds, motions)
     return WITHOUT.format(table=written, chances=size.chances) if written else ""
 
 
@@ -304,14 +323,15 @@ def main() -> None:
     torch.set_num_threads(1)
     size = SIZES[told.world]
     if told.smoke:
-        nothing_trained = {} if size.halves else {"halves": 0, "checkpoints": 0, "removed": ()}
-        size = replace(SMOKE, world=told.world, **nothing_trained)
+        less: dict[str, Any] = {} if size.removed else {"removed": ()}
+        less |= {} if size.halves else {"halves": 0, "checkpoints": 0}
+        size = replace(SMOKE, world=told.world, **less)
     name = "faithfulness" + ("" if told.world == "curation" else f"-{told.world}")
     output = told.output or ROOT / "runs" / (f"{name}-smoke" if told.smoke else name)
     made = made_in(output, size)
     path = (output if told.smoke else RESULTS) / f"{name}.md"
     if told.known:
-        unpack(path.with_suffix(".npz"), output / "models")
+        unpack(path.with_suffix(".npz"), output / "models", made.corpus.labels("seed"))
     k, n = map(int, told.share.split("/"))
     compiled = told.compiled and not told.smoke
     alone = told.prepare or told.gradients or told.table
@@ -322,21 +342,22 @@ def main() -> None:
             folder = output / "checkpoints"
             model = Model(made.pipeline(), compiled=compiled)
             keep_checkpoints(model, made.corpus, folder, size.training, size.checkpoints)
-            checkpoints = sorted(folder.glob("*.pt"))
+            checkpoints = [folder / f"{k}.pt" for k in range(1, size.checkpoints + 1)]
         gradients.through_attributor(made, output / "attributor", size.noises, checkpoints, (k, n))
     if size.halves and not alone:
         model = Model(made.pipeline(), compiled=compiled)
-        for run in list(halves(size, len(made.corpus)))[k - 1 :: n]:
+        for run in share(halves(size, len(made.corpus)), size, k, n):
             do(run, made, model, size, output)
-        if not list((output / "gradients").glob("corpus-*.npz")):
-            print("the halves are done; what is left out next takes --gradients: then the same command again")
+        missing = [run for run in halves(size, len(made.corpus)) if not run.path(output).exists()]
+        if missing or not gradients.complete(made, output / "gradients"):
+            print(f"done; what is left out next takes {len(missing)} more halves and --gradients: then this once more")
             return
         every = judge(made, size, output).choices(size)
-        for run in list(counterfactuals(size, every, len(made.corpus)))[k - 1 :: n]:
+        for run in share(counterfactuals(size, every, len(made.corpus)), size, k, n):
             do(run, made, model, size, output)
     if told.table or not (alone or n > 1):
         if size.halves:
-            pack(output / "models", path.with_suffix(".npz"), len(made.corpus))
+            pack(output / "models", path.with_suffix(".npz"), made.corpus.labels("seed"))
         path.write_text(report(made, size, output), encoding="utf-8")
         print(f"table: {path}")
 

@@ -39,6 +39,8 @@ def test_correlations_are_spearmans() -> None:
     expected = [spearmanr(left[:, q], right[:, q]).statistic for q in range(3)]
     np.testing.assert_allclose(truth.correlations(left, right), expected)
     assert truth.mean_correlation(np.ones((5, 2)), right[:5, :2]) == 0.0, "what does not vary predicts nothing"
+    half = np.stack([left[:, 0], np.zeros(20)], axis=1)
+    assert truth.mean_correlation(half, left[:, [0, 1]]) == pytest.approx(0.5), "and counts"
 
 
 def test_the_ceiling_is_what_a_perfect_prediction_reaches() -> None:
@@ -48,9 +50,13 @@ def test_the_ceiling_is_what_a_perfect_prediction_reaches() -> None:
     for seeds, noise in ((2, 1.0), (4, 2.0)):
         losses = expected + noise * rng.standard_normal((seeds, *expected.shape))
         reached = truth.correlations(losses.mean(0), expected).mean()
-        assert truth.ceiling(losses).mean() == pytest.approx(reached, abs=0.02)
-    pure_noise = rng.standard_normal((2, 600, 12))
-    assert truth.ceiling(pure_noise).mean() < 0.2
+        assert truth.ceiling(losses) == pytest.approx(reached, abs=0.02)
+    assert truth.ceiling(rng.standard_normal((2, 600, 12))) < 0.2
+    # As many as are retrained: one query's correlation of two seeds says little, and their mean enough.
+    expected = rng.standard_normal((30, 48, 40))
+    losses = expected + 3**0.5 * rng.standard_normal((2, 30, 48, 40))
+    reached = np.mean([truth.correlations(losses[:, i].mean(0), expected[i]).mean() for i in range(30)])
+    assert np.mean([truth.ceiling(losses[:, i]) for i in range(30)]) == pytest.approx(reached, abs=0.02)
 
 
 def test_a_model_whose_loss_is_a_sum_has_a_score_of_one() -> None:
@@ -62,7 +68,7 @@ def test_a_model_whose_loss_is_a_sum_has_a_score_of_one() -> None:
     assert (members.sum(1) == 15).all() and len(np.unique(members, axis=0)) == 12
     sums = truth.predicted(scores, members)
     assert truth.mean_correlation(sums, sums) == pytest.approx(1.0)
-    rounds = truth.Rounds(12, 4, rounds=50)
+    rounds = truth.Rounds(12, np.array(["a", "a", "b", "b"]), rounds=50)
     low, high = truth.interval(rounds.means(sums, sums + 0.5 * rng.standard_normal(sums.shape)))
     assert low < high < 1.0 + 1e-12
 
@@ -88,6 +94,34 @@ def test_the_first_tenth_is_left_out_or_taken_alone() -> None:
     assert alone == {3, 9, 20, 31} and without_best == set(range(40)) - alone
     assert without_worst == set(range(40)) - {1, 2, 7, 8}
     assert not np.array_equal(every[0].chosen, every[3].chosen), "chance chooses anew"
+    assert list(counterfactual.choices([], {}, chances=2)) == []
+
+
+def test_another_ranking_is_not_taken_for_this_one(tmp_path) -> None:
+    """By a file's name alone, what was left out on another machine would be."""
+    contender = contenders.Contender("a score", lambda _: np.arange(40.0)[:, None], (1, 1))
+    every = list(counterfactual.choices([contender], {"a score": 0.0}, chances=1))
+    (tmp_path / "models").mkdir()
+    groups = np.array(["a", "b"])
+    for place, choice in enumerate(every):
+        losses = np.full((2, 2, 1, 1), 0.5 + 0.001 * place)
+        np.savez(tmp_path / "models" / f"{choice.name}-0.npz", losses=losses, chosen=choice.chosen)
+    text = counterfactual.written(tmp_path, every, (0,), groups)
+    # Without the best: 0.503, by chance 0.500 and 0.501; the best alone 0.505, by chance 0.502.
+    assert "| a score | +2.5 [+2.5, +2.5] | +3.5 [+3.5, +3.5] | +3.0 [+3.0, +3.0] |" in text
+    np.savez(tmp_path / "models" / f"{every[3].name}-0.npz", losses=losses, chosen=every[0].chosen)
+    assert "| a score |  | +3.5" in counterfactual.written(tmp_path, every, (0,), groups)
+
+
+def test_queries_of_a_motion_are_drawn_together() -> None:
+    groups = np.array(["a", "b", "a", "b", "c"])
+    rounds = truth.resampled(groups, 200, np.random.default_rng(0))
+    assert all(len(np.unique(groups[chosen])) <= 3 for chosen in rounds)
+    alone = [chosen for chosen in rounds if len(np.unique(groups[chosen])) == 1]
+    assert alone, "a motion may be drawn three times, as a query alone would hardly be"
+    tuning = faithfulness.first_third(np.array(list("aaabbbab")))
+    assert tuning.tolist() == [True, False, False, True, False, False, False, False]
+    assert faithfulness.first_third(np.array(list("abcd"))).tolist() == [True, False, False, True]
 
 
 def test_draws_are_compared_as_the_attributor_does() -> None:
@@ -167,12 +201,13 @@ def test_shares_are_counted_among_each_query_s_first_tenth() -> None:
 def test_only_clips_that_move_otherwise_than_asked_are_failures() -> None:
     samples = clips(
         [
-            {"shown": "roll", "motion": "spin", "query": 2},
-            {"shown": "spin", "motion": "spin", "query": 0},
+            {"shown": "roll", "motion": "spin", "seed": 12},
+            {"shown": "spin", "motion": "spin", "seed": 10},
+            {"shown": "roll", "motion": "spin", "seed": 99},
         ]
     )
-    draws = np.random.default_rng(5).standard_normal((2, 3, 1, 4))
-    found = contenders.failures(samples, draws, queries=3)
+    draws = np.random.default_rng(5).standard_normal((3, 3, 1, 4))
+    found = contenders.failures(samples, draws, clips([{"seed": seed} for seed in (10, 11, 12)]))
     np.testing.assert_allclose(found[2], contenders.side_by_side(draws[:1, :, 0])[0])
     assert not found[:2].any()
 
@@ -188,8 +223,13 @@ def test_what_trainings_showed_is_packed_and_unpacked(tmp_path) -> None:
         }
         np.savez(tmp_path / "models" / f"{name}.npz", **told[name])
     (tmp_path / "models" / "half-001-0.partial.npz").write_bytes(b"")
-    finished.pack(tmp_path / "models", tmp_path / "packed.npz", of=21)
-    finished.unpack(tmp_path / "packed.npz", tmp_path / "again")
+    corpus = rng.integers(2**40, size=21)
+    finished.pack(tmp_path / "models", tmp_path / "packed.npz", corpus)
+    finished.unpack(tmp_path / "packed.npz", tmp_path / "again", corpus)
+    with pytest.raises(SystemExit, match="another corpus"):
+        finished.unpack(tmp_path / "packed.npz", tmp_path / "third", corpus[:20])
+    with pytest.raises(SystemExit, match="is not there"):
+        finished.unpack(tmp_path / "none.npz", tmp_path / "third", corpus)
     assert {path.stem for path in (tmp_path / "again").iterdir()} == set(told)
     for name, expected in told.items():
         found = np.load(tmp_path / "again" / f"{name}.npz")

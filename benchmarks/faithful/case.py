@@ -4,7 +4,9 @@ captions, as a training step takes them."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,6 +150,14 @@ def _caption(encoding: Encoding) -> Tensor:
     """What the text encoder said: the one answer of a pipeline whose one frozen part it is."""
     (answer,) = encoding.answers.values()
     return answer.tensors[0][0]
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write what is to lie at PATH: there it is whole or not at all, whoever else writes it."""
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
+    yield partial
+    partial.replace(path)
 
 
 def check(output: Path, settings: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from .gradients import BASE
 Features = dict[str, dict[str, np.ndarray]]  # of gradients.read
 Scores = Callable[[float], np.ndarray]
 PAPER = "the paper's score"
-FAILURES = "the model's own failures as queries"
+FAILURES = "unlike the model's own failures"
 AS_IT_IS, BY_TENSOR, BY_PARAMETER, CROSS_ATTENTION = range(4)  # the projections of gradients.Gradients.of
 #: Of the mean eigenvalue of ΦΦᵀ; the one that is taken is chosen by the tuning queries.
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -63,7 +63,7 @@ def ridge(clips: np.ndarray, queries: np.ndarray, strength: float) -> np.ndarray
     return np.linalg.solve(kernel + level * np.eye(len(kernel)), clips @ queries.T)
 
 
-def failures(samples: Clips, draws: np.ndarray, queries: int) -> np.ndarray:
+def failures(samples: Clips, draws: np.ndarray, queries: Clips) -> np.ndarray:
     """(Q, KD), draws side by side: of each query, the clip that the model made of its caption.
 
     0 where that moves as it was asked to, or not at all.
@@ -71,9 +71,13 @@ def failures(samples: Clips, draws: np.ndarray, queries: int) -> np.ndarray:
     Args:
         draws: (N, K, projections, D) of the samples.
     """
-    found = np.zeros((queries, draws.shape[1] * draws.shape[3]))
-    failed = samples.labels("shown") != samples.labels("motion")
-    found[samples.labels("query")[failed]] = side_by_side(draws[failed][:, :, AS_IT_IS].astype(np.float64))
+    found = np.zeros((len(queries), draws.shape[1] * draws.shape[3]))
+    failed = np.flatnonzero(samples.labels("shown") != samples.labels("motion"))
+    places = {seed: place for place, seed in enumerate(queries.labels("seed").tolist())}
+    for sample, feature in zip(failed, side_by_side(draws[failed][:, :, AS_IT_IS].astype(np.float64)), strict=True):
+        seed = int(samples.labels("seed")[sample])
+        if seed in places:  # a query in which nothing moves is none
+            found[places[seed]] = feature
     return found
 
 
@@ -132,7 +136,8 @@ class Pairs:
         return scores
 
     def das(self) -> Scores:
-        """The change of the output itself: squared, so without a sign, and by how wrong the clip still is."""
+        """The change of the output itself, squared, so without a sign; for how wrong the clip still is, which weighs
+        it, the length of its loss's gradient stands."""
 
         def scores(strength: float) -> np.ndarray:
             residual = np.sqrt(np.linalg.norm(self.gradients("corpus", "masked").sum(1), axis=1))
@@ -162,8 +167,8 @@ def attributor(found: dict[str, tuple[np.ndarray, np.ndarray]]) -> Iterator[Cont
                 np.concatenate([sides[BASE][i][:, :, :1], *(sides[name][i] for name in checkpoints)], axis=2)
                 for i in (0, 1)
             ]
-            yield of(f"the same at {1 + len(checkpoints)} checkpoints of a training on all", every)
-            yield of("the same at the last of them alone", sides[checkpoints[-1]])
+            yield of(f"MotiveAttributor(pipe) at {1 + len(checkpoints)} checkpoints of a training on all", every)
+            yield of("MotiveAttributor(pipe) at the last of them alone", sides[checkpoints[-1]])
     if "factored" in sides:
         yield of("MotiveAttributor(pipe, projection='factored')", sides["factored"])
 
@@ -185,7 +190,7 @@ def contenders(
         timesteps: Those of the draws, one noise each.
     """
     pairs = Pairs(features)
-    failed = failures(samples, features["samples"]["masked"], len(queries))
+    failed = failures(samples, features["samples"]["masked"], queries)
     own = timesteps.index(751.0)
     k, n = len(timesteps), len(corpus)
     pictures, asked = corpus.latents.flatten(1).numpy(), queries.latents.flatten(1).numpy()
@@ -201,7 +206,12 @@ def contenders(
     return [
         Contender("random", lambda _: by_chance, (0, 0), 0),
         Contender("motion magnitude", lambda _: motion, (0, 0), 0),
-        Contender("VAE similarity", lambda _: unit(pictures - centre) @ unit(asked - centre).T, (0, 0)),
+        Contender(
+            "VAE similarity",
+            lambda _: unit(pictures - centre) @ unit(asked - centre).T,
+            (0, 0),
+            dim=pictures.shape[1],
+        ),
         Contender("the label: shows the same motion", lambda _: label, (0, 0), 0),
         Contender("whole-clip gradient", pairs.cosine("plain", draws=own), (1, 1)),
         Contender(PAPER, pairs.cosine("masked", draws=own), (1, 1)),
@@ -212,7 +222,7 @@ def contenders(
         ),
         Contender("the paper's, ridge", pairs.ridge("masked", draws=own), **one),
         Contender("query's mask, ridge, one draw", pairs.ridge("plain", "masked", draws=own), **one),
-        Contender("masked, draws averaged", pairs.averaged("masked"), **every),
+        Contender("masked, draws averaged", pairs.averaged("masked"), (k, k)),
         Contender("masked, equal draws", pairs.cosine("masked"), **every),
         *attributor(attributed),
         Contender("whole clip", pairs.cosine("plain"), **every),
@@ -233,8 +243,8 @@ def contenders(
         Contender("ridge, query's mask alone", pairs.ridge("plain", "masked"), **tuned),
         Contender("ridge, query's mask alone, second moments", pairs.ridge("plain", "masked", **second), **tuned),
         Contender("ridge, whole clip", pairs.ridge("plain"), **tuned),
-        Contender(FAILURES, lambda _: of_corpus @ failed.T, **every),
+        Contender(FAILURES, lambda _: -of_corpus @ failed.T, **every),
         Contender("queries less failures", lambda _: of_corpus @ (of_queries - failed).T, **every),
         Contender("D-TRAK with the mask", pairs.ridge("square"), **tuned),
-        Contender("DAS with the mask", pairs.das(), **tuned),
+        Contender("DAS with the mask", pairs.das(), (k, 2 * k), k, settings=RIDGES),
     ]

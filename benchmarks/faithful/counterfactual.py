@@ -15,7 +15,7 @@ from hf_motive.influence import cutoffs, mean_influence, rank, votes
 
 from .contenders import Contender
 from .table import table
-from .truth import interval
+from .truth import ROUNDS, interval, resampled
 
 FRACTION = 0.1
 KINDS = ("without the best", "without the worst", "the best alone")
@@ -51,7 +51,9 @@ def ranking(scores: np.ndarray) -> np.ndarray:
 
 
 def choices(contenders: Sequence[Contender], settings: dict[str, float], chances: int) -> Iterator[Choice]:
-    """Of chance, and of every contender."""
+    """Of chance, and of every contender; nothing where there is none to compare with chance."""
+    if not contenders:
+        return
     for number in range(chances):
         order = np.random.default_rng([72_001, number]).permutation(len(contenders[0].scores(0.0)))
         yield from _of(CHANCE, number, order)
@@ -65,18 +67,26 @@ def _of(method: str, number: int, order: np.ndarray) -> Iterator[Choice]:
         yield Choice(kind, method, number, np.sort(chosen))
 
 
-def written(folder: Path, every: Sequence[Choice], seeds: Sequence[int]) -> str:
+def written(folder: Path, every: Sequence[Choice], seeds: Sequence[int], groups: np.ndarray) -> str:
     """Markdown: how much higher the queries' loss is than after as many clips by chance; "" before any is done.
 
     The difference is taken query by query and seed by seed, in thousandths; intervals by bootstrap over the queries.
+
+    Args:
+        groups: (Q,) labels of the queries, as `truth.resampled` takes them.
     """
     losses: dict[tuple[str, str], list[np.ndarray]] = {}
     for choice in every:
         paths = [folder / "models" / f"{choice.name}-{seed}.npz" for seed in seeds]
-        if all(path.exists() for path in paths):
-            found = np.array([np.load(path)["losses"][0].mean((1, 2)) for path in paths])  # (seeds, Q)
+        models = [np.load(path) for path in paths if path.exists()]
+        # Of a ranking by other gradients, such as another machine's, a file of that name tells nothing.
+        if len(models) == len(seeds) and all(np.array_equal(model["chosen"], choice.chosen) for model in models):
+            found = np.array([model["losses"][0].mean((1, 2)) for model in models])  # (seeds, Q)
             losses.setdefault((choice.kind, choice.method), []).append(found)
-    rng = np.random.default_rng(0)  # of the bootstrap
+    # Whatever is left out by chance, nine tenths are nine tenths.
+    both = [found for kind in KINDS[:2] for found in losses.get((kind, CHANCE), [])]
+    by_chance = dict(zip(KINDS, [both, both, losses.get((KINDS[2], CHANCE), [])], strict=True))
+    rounds = resampled(groups, ROUNDS, np.random.default_rng(0))
     methods = list(dict.fromkeys(method for _, method in losses if method != CHANCE))
     if not methods:
         return ""
@@ -84,15 +94,12 @@ def written(folder: Path, every: Sequence[Choice], seeds: Sequence[int]) -> str:
     for method in methods:
         cells = []
         for kind in KINDS:
-            if (kind, method) not in losses or (kind, CHANCE) not in losses:
+            if (kind, method) not in losses or not by_chance[kind]:
                 cells.append("")
                 continue
-            difference = 1000 * (losses[kind, method][0] - np.mean(losses[kind, CHANCE], axis=0)).mean(0)
-            rounds = difference[rng.integers(len(difference), size=(1000, len(difference)))].mean(1)
-            cells.append("{:+.1f} [{:+.1f}, {:+.1f}]".format(difference.mean(), *interval(rounds)))
+            difference = 1000 * (losses[kind, method][0] - np.mean(by_chance[kind], axis=0)).mean(0)
+            means = np.array([difference[chosen].mean() for chosen in rounds])
+            cells.append("{:+.1f} [{:+.1f}, {:+.1f}]".format(difference.mean(), *interval(means)))
         body.append([method, *cells])
-    spread = []
-    for kind in KINDS:
-        means = [1000 * found.mean() for found in losses.get((kind, CHANCE), [])]
-        spread.append(f"{np.mean(means):.1f}, sd {np.std(means, ddof=1):.1f}" if len(means) > 1 else "")
-    return table(["", *KINDS], [["*by chance, the loss itself*", *spread], *body])
+    spread = [", ".join(f"{1000 * found.mean():.1f}" for found in by_chance[kind]) for kind in KINDS]
+    return table(["", *KINDS], [["*by chance, each choice's loss*", *spread], *body])

@@ -25,7 +25,7 @@ def write_samples(
         steps: Of sampling.
         fitted_to: Simulated clips that the judge of motions is fitted to.
 
-    Of each clip the metadata says what the query's does, `query`, its place, and `shown`, the motion that the judge
+    Of each clip the metadata says what the query's does, its seed among it, and `shown`, the motion that the judge
     sees in it: where that is not `motion`, the clip is a failure.
     """
     if (folder / "metadata.jsonl").exists():
@@ -40,7 +40,7 @@ def write_samples(
     for place, (spec, clip, motion) in enumerate(zip(specs, clips, seen, strict=True)):
         name = f"clips/{place:04d}.mp4"
         save_clip(folder / name, clip, fps=FPS, crf=20)
-        told = {"kind": "sample", "shown": CLASSES[motion], "query": place, **spec.to_dict()}
+        told = {"kind": "sample", "shown": CLASSES[motion], **spec.to_dict()}
         lines.append(json.dumps({"file_name": name, "caption": spec.caption, **told}))
     partial = folder / "metadata.jsonl.partial"
     partial.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -7,19 +7,20 @@ from pathlib import Path
 import numpy as np
 
 
-def pack(models: Path, path: Path, of: int) -> None:
+def pack(models: Path, path: Path, corpus: np.ndarray) -> None:
     """The files of a folder of models, into one; losses are means over the noises, in float32.
 
     Args:
-        of: Clips in the corpus.
+        corpus: (N,) int64, the seeds of the clips: by their places in it the file says what was trained on.
     """
     files = sorted(found for found in models.glob("*.npz") if not found.stem.endswith(".partial"))
     told = [np.load(found) for found in files]
-    members = np.zeros((len(told), of), dtype=bool)
+    members = np.zeros((len(told), len(corpus)), dtype=bool)
     for row, model in enumerate(told):
         members[row, model["chosen"]] = True
     np.savez_compressed(
         path,
+        corpus=corpus,
         names=[found.stem for found in files],
         members=np.packbits(members, axis=1),
         losses=np.array([model["losses"].mean(-1) for model in told], dtype=np.float32),
@@ -27,10 +28,20 @@ def pack(models: Path, path: Path, of: int) -> None:
     )
 
 
-def unpack(path: Path, models: Path) -> None:
-    """`pack` undone; a model that lies in the folder already is left alone."""
-    models.mkdir(parents=True, exist_ok=True)
+def unpack(path: Path, models: Path, corpus: np.ndarray) -> None:
+    """`pack` undone; a model that lies in the folder already is left alone.
+
+    Raises:
+        SystemExit: There is no such file, or it is of other clips.
+    """
+    if not path.exists():
+        raise SystemExit(f"{path} is not there: nothing is known of these trainings; leave --known out")
     told = dict(np.load(path))
+    if not np.array_equal(told["corpus"], corpus):
+        raise SystemExit(
+            f"{path} is of another corpus: as things move here, other clips have a mask; leave --known out"
+        )
+    models.mkdir(parents=True, exist_ok=True)
     for row, name in enumerate(told["names"]):
         kept = models / f"{name}.npz"
         if not kept.exists():

@@ -18,7 +18,7 @@ from hf_motive.encoded_blob import read_encoding
 from hf_motive.gradients import GradientProjector
 from hf_motive.projection import Fastfood
 
-from .case import Case, Clips
+from .case import Case, Clips, check, whole
 
 Scale = Callable[[str, Tensor], Tensor | None]  # None: that parameter is left out
 
@@ -195,19 +195,24 @@ def compute(
         probe: Clips whose gradients give the second moments.
         share: k, n: the k-th of every n parts; for n processes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    check(folder, {"draws": draws._asdict(), "dim": dim, "probe": probe})
     gradients = Gradients(made.pipeline(), draws, dim)
     moments_path = folder / "moments.pt"
     if not moments_path.exists():
-        torch.save(gradients.moments(made.corpus, probe), moments_path)
+        with whole(moments_path) as partial:
+            torch.save(gradients.moments(made.corpus, probe), partial)
     moments = torch.load(moments_path)
     for name, what, part in _parts(made, share):
         path = folder / f"{name}.npz"
         if not path.exists():
             gradients.outputs = SETS[what]
-            partial = folder / f"{name}.partial.npz"
-            np.savez(partial, **gradients.of(part, moments, name))
-            partial.rename(path)
+            with whole(path) as partial:
+                np.savez(partial, **gradients.of(part, moments, name))
+
+
+def complete(made: Case, folder: Path) -> bool:
+    """Whether `compute` is done, by whatever processes."""
+    return all((folder / f"{name}.npz").exists() for name, _, _ in _parts(made, (1, 1)))
 
 
 def _parts(made: Case, share: tuple[int, int]) -> list[tuple[str, str, Clips]]:
@@ -224,7 +229,7 @@ def read(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     """Each of `SETS` -> name of an output -> (N, draws, projections, dim), as `compute` left them."""
     found = {}
     for what in SETS:
-        parts = [np.load(path) for path in sorted(folder.glob(f"{what}-[0-9]*[0-9].npz"))]
+        parts = [np.load(path) for path in sorted(folder.glob(f"{what}-?????.npz"))]
         found[what] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0].files}
     return found
 
@@ -239,6 +244,7 @@ def through_attributor(
         checkpoints: States of the denoiser, beside the base.
         share: As `compute` takes it.
     """
+    check(folder, {"noises": noises, "checkpoints": [path.name for path in checkpoints]})
     pipe = made.pipeline()
     one = {"projection": "fastfood", "noise_draws": 1}
     variants: list[tuple[str, dict[str, Any], Path | None]] = [(BASE, {**one, "noise_draws": noises}, None)]
@@ -253,7 +259,8 @@ def through_attributor(
             if what != "samples" and not path.exists():
                 index = attributor.index(part.rows, path.with_suffix(""))
                 features = index.features_by_draw(attributor.ids(part.rows))
-                np.save(path, features.unflatten(1, (-1, settings["noise_draws"])).numpy())
+                with whole(path) as partial:
+                    np.save(partial, features.unflatten(1, (-1, settings["noise_draws"])).numpy())
 
 
 def read_attributor(folder: Path, sizes: dict[str, int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -267,7 +274,7 @@ def read_attributor(folder: Path, sizes: dict[str, int]) -> dict[str, tuple[np.n
     """
     found = {}
     for path in sorted(folder.glob("*")):
-        parts = {what: [np.load(part) for part in sorted(path.glob(f"{what}-*.npy"))] for what in sizes}
+        parts = {what: [np.load(part) for part in sorted(path.glob(f"{what}-?????.npy"))] for what in sizes}
         if all(sum(map(len, parts[what])) == size for what, size in sizes.items()):
             found[path.name] = (np.concatenate(parts["corpus"]), np.concatenate(parts["queries"]))
     return found

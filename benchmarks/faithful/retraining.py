@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .case import Clips
+from .case import Clips, whole
 
 _CHECKPOINTS = 73_001  # seed of the training that checkpoints are taken of; no half has it
 
@@ -120,9 +120,8 @@ def keep_checkpoints(model: Model, corpus: Clips, folder: Path, settings: Traini
     def after(done: int, steps: int) -> None:
         at = [round(k * steps / count) for k in range(1, count + 1)]
         if done in at:
-            partial = folder / f"{at.index(done) + 1}.partial"
-            torch.save(model.denoiser.state_dict(), partial)
-            partial.rename(partial.with_suffix(".pt"))
+            with whole(folder / f"{at.index(done) + 1}.pt") as partial:
+                torch.save(model.denoiser.state_dict(), partial)
 
     if not (folder / f"{count}.pt").exists():
         fine_tune(model, corpus, range(len(corpus)), _CHECKPOINTS, settings, after)

@@ -9,7 +9,7 @@ import numpy as np
 from .case import Clips
 from .contenders import Contender
 from .table import table
-from .truth import interval
+from .truth import ROUNDS, interval, resampled
 
 FRACTION = 0.1
 MOTION = "shown"
@@ -25,10 +25,15 @@ LABELS = {
 
 
 def share(scores: np.ndarray, clips: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """(Q,): of each query's top tenth, the share with its label. Scores (N, Q), labels (N,) and (Q,)."""
+    """(Q,): of each query's top tenth, the share with its label; NaN where all scores are equal, and none is first.
+
+    Args:
+        scores: (N, Q).
+        clips, queries: Labels, (N,) and (Q,).
+    """
     few = max(1, round(FRACTION * len(scores)))
     top = np.argsort(-scores, axis=0, kind="stable")[:few]
-    return (clips[top] == queries[None]).mean(0)
+    return np.where(np.ptp(scores, axis=0) > 0, (clips[top] == queries[None]).mean(0), np.nan)
 
 
 def lies(clips: Clips) -> bool:
@@ -37,14 +42,14 @@ def lies(clips: Clips) -> bool:
 
 
 def together(scores: np.ndarray, motions: np.ndarray) -> np.ndarray:
-    """(N, motions): the mean over the queries of each motion, which `asked` has in order of `np.unique`."""
+    """(N, motions): the mean over the queries of each motion, in order of `np.unique(motions)`; scores (N, Q)."""
     return np.stack([scores[:, motions == motion].mean(1) for motion in np.unique(motions)], axis=1)
 
 
 def setting(contender: Contender, corpus: Clips, queries: Clips, tuning: np.ndarray) -> float:
     """That by which most of the tuning queries' top tenth show their motion: where there is no retraining to ask."""
     clips, asked = corpus.labels(MOTION), queries.labels(MOTION)[tuning]
-    return max(contender.settings, key=lambda s: share(contender.scores(s)[:, tuning], clips, asked).mean())
+    return max(contender.settings, key=lambda s: np.nanmean(share(contender.scores(s)[:, tuning], clips, asked)))
 
 
 def written(
@@ -64,18 +69,17 @@ def written(
     asked = {label: queries.labels(label)[told] for label in labels}
     of_corpus = {label: corpus.labels(label) for label in labels}
     motions = np.unique(asked[MOTION])
-    rng = np.random.default_rng(0)
-    rounds = rng.integers(int(told.sum()), size=(1000, int(told.sum())))
+    rounds = resampled(asked[MOTION], ROUNDS, np.random.default_rng(0))
     body = []
     for contender in contenders:
         scores = contender.scores(settings[contender.name])[:, told]
         line = [contender.name]
         for label in labels:
             found = share(scores, of_corpus[label], asked[label])
-            low, high = interval(found[rounds].mean(1))
-            line.append(f"{found.mean():.0%} [{low:.0%}, {high:.0%}]")
+            low, high = interval(np.array([np.nanmean(found[chosen]) for chosen in rounds]))
+            line.append(f"{np.nanmean(found):.0%} [{low:.0%}, {high:.0%}]")
         joint = share(together(scores, asked[MOTION]), of_corpus[MOTION], motions)
-        body.append([*line, f"{joint.mean():.0%}"])
+        body.append([*line, f"{np.nanmean(joint):.0%}"])
     chance = [f"{(of_corpus[label][:, None] == asked[label][None]).mean():.0%}" for label in labels]
     body.append(["*by chance*", *chance, f"{(of_corpus[MOTION][:, None] == motions[None]).mean():.0%}"])
     header = ["contender", *(f"same {LABELS[label]}" for label in labels), "same motion, queries of a motion together"]

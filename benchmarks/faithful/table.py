@@ -60,16 +60,19 @@ class Row:
     plain: float
 
 
-def rows(retrained: Retrained, contenders: Sequence[Contender], tuning: np.ndarray, reference: str) -> list[Row]:
+def rows(
+    retrained: Retrained, contenders: Sequence[Contender], groups: np.ndarray, tuning: np.ndarray, reference: str
+) -> list[Row]:
     """Every contender's line.
 
     Args:
+        groups: (Q,) labels of the queries, as `truth.resampled` takes them.
         tuning: (Q,) bool: by which queries a contender's setting is chosen; the others are reported.
         reference: Name of the contender that the others are compared with.
     """
     masked, plain = (retrained.losses[:, :, kind].mean(0) for kind in (0, 1))  # (S, Q, timesteps)
     told = ~tuning
-    truth, rounds = -masked.mean(-1)[:, told], Rounds(len(masked), int(told.sum()))
+    truth, rounds = -masked.mean(-1)[:, told], Rounds(len(masked), groups[told])
     found: dict[str, tuple[Contender, float, np.ndarray, np.ndarray]] = {}
     for contender in contenders:
         by_setting = {s: predicted(contender.scores(s), retrained.members) for s in contender.settings}
@@ -105,22 +108,24 @@ def ceilings(retrained: Retrained, told: np.ndarray) -> tuple[float, list[float]
     """Of the motion-weighted loss over all timesteps and at each, and of the plain one."""
     masked, plain = (retrained.losses[:, :, kind][:, :, told] for kind in (0, 1))
     return (
-        float(ceiling(masked.mean(-1)).mean()),
-        [float(ceiling(masked[..., t]).mean()) for t in range(masked.shape[-1])],
-        float(ceiling(plain.mean(-1)).mean()),
+        ceiling(masked.mean(-1)),
+        [ceiling(masked[..., t]) for t in range(masked.shape[-1])],
+        ceiling(plain.mean(-1)),
     )
 
 
-def written(retrained: Retrained, lines: Sequence[Row], told: np.ndarray, dim: int) -> str:
+def written(retrained: Retrained, lines: Sequence[Row], groups: np.ndarray, told: np.ndarray, dim: int) -> str:
     """Markdown; `dim` numbers are a feature."""
     whole, each, plain = ceilings(retrained, told)
+    losses = retrained.losses[:, :, 0][:, :, told].mean(-1)
+    low, high = interval(Rounds(losses.shape[1], groups[told]).ceilings(losses))
     levels = [f"at {t:.0f}" for t in retrained.timesteps]
     header = ["contender", "LDS", "95 %", "less the paper's", *levels, "plain loss", "λ", "passes", "bytes a clip"]
     body = [
         [
             "*the ceiling*",
             f"*{whole:.2f}*",
-            "",
+            f"*[{low:.2f}, {high:.2f}]*",
             "",
             *(f"*{value:.2f}*" for value in each),
             f"*{plain:.2f}*",
