@@ -172,16 +172,17 @@ The linear datamodeling score (LDS): over {subsets} random halves of {clips} cli
 sum of a query's influences of a half's clips and how low its loss is after fine-tuning on that half ({seeds} seeds
 each, {epochs} epochs of AdamW, the same order, noise and timesteps for each half under one seed). Mean over {told}
 queries; the other {tuning} chose λ, on the same halves. 95 % intervals: bootstrap over halves, motions and their
-queries, the same resamples for all, so that differences from the paper's score are paired. The loss is that of the query under its motion mask, mean over
-timesteps {timesteps}, and at each of them; *plain* is without the
-mask. The ceiling is what a perfect prediction of the expected loss would reach, as two seeds of one half agree only so
-far. *At a timestep*: the paper's score with its one draw there. *Unlike the model's own failures*: less like the clips
-that the base itself makes of the queries' captions, where these move otherwise than they were asked to. *Checkpoints*
-are on the way of one training on all clips, whose cost is not counted.
+queries, the same resamples for all, so that differences from the paper's score are paired. The loss is that of the
+query under its motion mask, mean over timesteps {timesteps}, and at each of them; *plain* is without the mask. The
+ceiling is what a perfect prediction of the expected loss would reach, as two seeds of one half agree only so far. *At
+a timestep*: the paper's score with its one draw there. *Unlike the model's own failures*: less like the clips that the
+base itself makes of the queries' captions, where these move otherwise than they were asked to. *Checkpoints* are on
+the way of one training on all clips, whose cost is not counted.
 
 The model is the lab's pipeline after unlearning which word means which motion (base of `benchmarks/curation.py`);
-{corpus}. D' = {dim}; draws are one noise at timesteps {draws}. Passes: forward + backward of the denoiser a clip.
-Repeat with `python benchmarks/faithfulness.py{world}`: {seconds:.0f} s a model, {models} models, and the gradients.
+{corpus}. D' = {dim}; draws are one noise at
+timesteps {draws}. Passes: forward + backward of the denoiser a clip. Repeat with
+`python benchmarks/faithfulness.py{world}`: {seconds:.0f} s a model, {models} models, and the gradients.
 
 {table}
 """
@@ -189,8 +190,9 @@ Repeat with `python benchmarks/faithfulness.py{world}`: {seconds:.0f} s a model,
 SHARES = """
 ## Motion or appearance?
 
-Of the tenth that is ranked first for a query, the share with its label: mean over {told} queries, 95 % intervals by
-bootstrap over motions and their queries. {about}Last: of the tenth that is ranked first by the mean over a motion's queries.
+{about}Of the tenth that is ranked first for a query, the share with its label: mean over {told} queries, 95 % intervals
+by bootstrap over motions and their queries. Last: of the tenth that is ranked first by the mean over a motion's
+queries.
 
 {table}
 """
@@ -200,19 +202,19 @@ CORPORA = {
     "and another's in the others; the queries have looks of other motions",
     "lab": "The lab's own pipeline, corpus ({clips} clips in which something moves) and queries; D' = {dim}, draws "
     "are one noise at timesteps {draws}. λ by the other {tuning} queries' motion. Repeat with "
-    "`python benchmarks/faithfulness.py --world lab`. ",
+    "`python benchmarks/faithfulness.py --world lab`.",
 }
 
 WITHOUT = """
 ## Without them
 
-Fine-tuning without the tenth that is ranked first, without the tenth that is ranked last, and on the first tenth
-alone (as many steps as a half takes, so each clip is seen oftener), by the votes of all queries. Mean motion-weighted
-loss of the queries, in thousandths, less that after as many clips by chance (of the tenths {chances}, of the nine
-tenths twice as many), query by query and
-seed by seed; 95 % intervals by bootstrap over motions and their queries, which know nothing of how another training
-would have come out: as far apart as the choices by chance are among themselves, differences say nothing. Without the
-worst of *unlike the model's own failures* is: without the suspects, those most like them.
+Fine-tuning without the tenth that is ranked first, without the tenth that is ranked last, and on the first tenth alone
+(as many steps as a half takes, so each clip is seen oftener), by the votes of all queries. Mean motion-weighted loss
+of the queries, in thousandths, less that after as many clips by chance (of the tenths {chances}, of the nine tenths
+twice as many), query by query and seed by seed; 95 % intervals by bootstrap over motions and their queries, which know
+nothing of how another training would have come out: as far apart as the choices by chance are among themselves,
+differences say nothing. Without the worst of *unlike the model's own failures* is: without the suspects, those most
+like them.
 
 {table}
 """
@@ -277,7 +279,10 @@ def report(made: case.Case, size: Size, output: Path) -> str:
     }
     parts, about = ["# Do the scores predict what training on the clips does?\n\n"], ""
     if retrained is None:
-        parts, about = ["# Do the scores go by motion or by appearance?\n"], CORPORA[size.world].format(**facts)
+        parts, about = (
+            ["# Do the scores go by motion or by appearance?\n"],
+            CORPORA[size.world].format(**facts) + "\n\n",
+        )
     else:
         parts.append(
             LDS.format(

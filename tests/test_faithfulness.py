@@ -196,6 +196,7 @@ def test_shares_are_counted_among_each_query_s_first_tenth() -> None:
     text = shares.written([contender], {"it": 1.0}, corpus, queries, np.array([True, True]))
     row = next(line for line in text.splitlines() if line.startswith("| it"))
     assert [cell.split()[0] for cell in row.strip("| ").split(" | ")[1:]] == ["75%", "50%", "75%"]
+    assert shares.written([contender], {"it": 0.0}, corpus, queries, np.array([True, True])).count("ranks none") == 3
 
 
 def test_only_clips_that_move_otherwise_than_asked_are_failures() -> None:

@@ -36,6 +36,12 @@ def share(scores: np.ndarray, clips: np.ndarray, queries: np.ndarray) -> np.ndar
     return np.where(np.ptp(scores, axis=0) > 0, (clips[top] == queries[None]).mean(0), np.nan)
 
 
+def _mean(shares: np.ndarray) -> float:
+    """Of those that are told; NaN where none is."""
+    told = shares[~np.isnan(shares)]
+    return float(told.mean()) if len(told) else np.nan
+
+
 def lies(clips: Clips) -> bool:
     """Whether some show another motion than their caption names."""
     return "motion" in clips.facts[0] and bool((clips.labels("motion") != clips.labels(MOTION)).any())
@@ -49,7 +55,7 @@ def together(scores: np.ndarray, motions: np.ndarray) -> np.ndarray:
 def setting(contender: Contender, corpus: Clips, queries: Clips, tuning: np.ndarray) -> float:
     """That by which most of the tuning queries' top tenth show their motion: where there is no retraining to ask."""
     clips, asked = corpus.labels(MOTION), queries.labels(MOTION)[tuning]
-    return max(contender.settings, key=lambda s: np.nanmean(share(contender.scores(s)[:, tuning], clips, asked)))
+    return max(contender.settings, key=lambda s: _mean(share(contender.scores(s)[:, tuning], clips, asked)))
 
 
 def written(
@@ -76,10 +82,14 @@ def written(
         line = [contender.name]
         for label in labels:
             found = share(scores, of_corpus[label], asked[label])
-            low, high = interval(np.array([np.nanmean(found[chosen]) for chosen in rounds]))
-            line.append(f"{np.nanmean(found):.0%} [{low:.0%}, {high:.0%}]")
-        joint = share(together(scores, asked[MOTION]), of_corpus[MOTION], motions)
-        body.append([*line, f"{np.nanmean(joint):.0%}"])
+            if np.isnan(found).all():
+                line.append("ranks none")
+                continue
+            means = np.array([_mean(found[chosen]) for chosen in rounds])
+            low, high = interval(means[~np.isnan(means)])
+            line.append(f"{_mean(found):.0%} [{low:.0%}, {high:.0%}]")
+        joint = _mean(share(together(scores, asked[MOTION]), of_corpus[MOTION], motions))
+        body.append([*line, "ranks none" if np.isnan(joint) else f"{joint:.0%}"])
     chance = [f"{(of_corpus[label][:, None] == asked[label][None]).mean():.0%}" for label in labels]
     body.append(["*by chance*", *chance, f"{(of_corpus[MOTION][:, None] == motions[None]).mean():.0%}"])
     header = ["contender", *(f"same {LABELS[label]}" for label in labels), "same motion, queries of a motion together"]

@@ -56,7 +56,11 @@ def build(
         text_encoder=wan.tiny_text_encoder(len(tokenizer), seed + 1),
         vae=wan.tiny_vae(seed + 2),
         scheduler=HeliosScheduler(
-            stages=stages, stage_range=[i / stages for i in range(stages + 1)], use_dynamic_shifting=True
+            stages=stages,
+            stage_range=[i / stages for i in range(stages + 1)],
+            use_dynamic_shifting=True,
+            # By default 1/3, where the noise's covariance is singular: whether it can be factorised is up to rounding.
+            gamma=0.3,
         ),
         transformer=randomise(transformer, seed + 3),
     )
