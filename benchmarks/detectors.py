@@ -5,7 +5,7 @@
 
 For each detector: how the ranks agree with those by the default's mask (Spearman over clips, mean over queries), how
 many of each query's top tenth show its motion, and how many share its appearance. Features are at timestep 751 with
-one noise; those that are computed are kept under --output. Writes benchmarks/results/detectors.md.
+one noise; those that are computed are kept, under --output and in DIR. Writes benchmarks/results/detectors.md.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 LAB = ROOT / "examples" / "lab"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+from faithful.case import check, whole  # noqa: E402
 from faithful.contenders import unit  # noqa: E402
 from faithful.detectors import DETECTORS, Detector  # noqa: E402
 from faithful.shares import share  # noqa: E402
@@ -58,13 +59,18 @@ def features(pipe: Any, rows: Any, detectors: tuple[Detector, ...], timestep: fl
     return found
 
 
-def kept(path: Path, pipe: Any, rows: Any, detectors: tuple[Detector, ...], arguments: Any) -> np.ndarray:
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, features(pipe, rows, detectors, arguments.timestep, arguments.dim))
-        partial.rename(path)
-    return np.load(path)
+def kept(
+    folder: Path, pipe: Any, corpus: Any, queries: Any, detectors: tuple[Detector, ...], told: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """`features` of the corpus and of the queries, computed once in a folder of its own."""
+    counts = {"corpus": len(corpus), "queries": len(queries)}
+    names = [detector.name for detector in detectors]
+    check(folder, {"timestep": told.timestep, "dim": told.dim, "detectors": names, **counts})
+    for name, rows in (("corpus", corpus), ("queries", queries)):
+        if not (path := folder / f"{name}.npy").exists():
+            with whole(path) as partial:
+                np.save(partial, features(pipe, rows, detectors, told.timestep, told.dim))
+    return np.load(folder / "corpus.npy"), np.load(folder / "queries.npy")
 
 
 def cell(values: np.ndarray, rng: np.random.Generator, form: str = "{:.0%}") -> str:
@@ -104,12 +110,15 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "detectors", help="folder of what is computed")
-    parser.add_argument("--report", type=Path, default=ROOT / "benchmarks" / "results" / "detectors.md")
+    parser.add_argument(
+        "--report", type=Path, help="by default benchmarks/results/detectors.md; of a part, in --output"
+    )
     parser.add_argument("--faithful", type=Path, help="output folder of benchmarks/faithfulness.py")
     parser.add_argument("--timestep", type=float, default=751.0)
     parser.add_argument("--dim", type=int, default=2048, help="of the projection")
     parser.add_argument("--limit", type=int, help="the first so many clips and queries, to see that it runs")
     told = parser.parse_args()
+    report = told.report or (told.output if told.limit else ROOT / "benchmarks" / "results") / "detectors.md"
     quiet()
     torch.set_num_threads(1)
 
@@ -120,9 +129,7 @@ def main() -> None:
     corpus, queries = (rows.select(range(min(told.limit or len(rows), len(rows)))) for rows in both)
     moving = [row for row, status in enumerate(corpus["encoded_status"]) if status == "ok"]
     corpus = corpus.select(moving)
-    folder = told.output / f"{told.timestep:.0f}-{told.dim}"
-    clips = kept(folder / "corpus.npy", pipe, corpus, DETECTORS, told)
-    asked = kept(folder / "queries.npy", pipe, queries, DETECTORS, told)
+    clips, asked = kept(told.output, pipe, corpus, queries, DETECTORS, told)
     names = [detector.name for detector in DETECTORS]
     seen = int(np.isfinite(clips).all((0, 2)).sum())
     parts = [
@@ -135,8 +142,8 @@ def main() -> None:
     ]
     if told.faithful is not None:
         parts.append(truth(told))
-    told.report.write_text("\n".join(parts) + "\n", encoding="utf-8")
-    print(f"table: {told.report}")
+    report.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    print(f"table: {report}")
 
 
 def truth(told: Any) -> str:
@@ -150,9 +157,8 @@ def truth(told: Any) -> str:
     names = [f"half-{number:03d}" for number in range(size.halves)]
     retrained = tables.read(told.faithful, names, size.seeds, len(made.corpus), size.measurement.timesteps)
     detectors = tuple(detector for detector in DETECTORS if not detector.exact)
-    pipe, folder = made.pipeline(), told.output / f"faithful-{told.timestep:.0f}-{told.dim}"
-    clips = kept(folder / "corpus.npy", pipe, made.corpus.rows, detectors, told)
-    asked = kept(folder / "queries.npy", pipe, made.queries.rows, detectors, told)
+    folder = told.faithful / "detectors"
+    clips, asked = kept(folder, made.pipeline(), made.corpus.rows, made.queries.rows, detectors, told)
     losses = -retrained.losses[:, :, 0].mean((0, -1))
     rounds, body = Rounds(len(losses), made.queries.labels("shown")), []
     first: tuple[float, np.ndarray] | None = None

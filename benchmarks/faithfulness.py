@@ -190,9 +190,9 @@ timesteps {draws}. Passes: forward + backward of the denoiser a clip. Repeat wit
 SHARES = """
 ## Motion or appearance?
 
-{about}Of the tenth that is ranked first for a query, the share with its label: mean over {told} queries, 95 % intervals
-by bootstrap over motions and their queries. Last: of the tenth that is ranked first by the mean over a motion's
-queries.
+{about}Of the tenth that is ranked first for a query, the share with its label: mean over {told} queries, 95 %
+intervals by bootstrap over motions and their queries. Last: of the tenth that is ranked first by the mean over a
+motion's queries.
 
 {table}
 """
