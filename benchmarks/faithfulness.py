@@ -40,7 +40,7 @@ LAB = ROOT / "examples" / "lab"
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from faithful import case, gradients, shares  # noqa: E402
+from faithful import case, gap, gradients, shares  # noqa: E402
 from faithful import table as tables  # noqa: E402
 from faithful.contenders import FAILURES, PAPER, Contender, contenders  # noqa: E402
 from faithful.counterfactual import Choice, choices  # noqa: E402
@@ -205,6 +205,22 @@ CORPORA = {
     "`python benchmarks/faithfulness.py --world lab`.",
 }
 
+GAP = """
+## Where the gap is
+
+The same, of parts of the queries' losses; for a mean over queries, the mean of their influence.
+
+{table}
+
+{draws}
+"""
+EXAMINED = (
+    PAPER,
+    "masked, equal draws",
+    "ridge, query's mask alone, second moments",
+    "the label: shows the same motion",
+)
+
 WITHOUT = """
 ## Without them
 
@@ -299,6 +315,7 @@ def report(made: case.Case, size: Size, output: Path) -> str:
             )
         )
         parts.append(without(judged, size, output, motions))
+        parts.append(missed(judged, retrained, made, output, motions))
     table = shares.written(judged.contenders, judged.settings, made.corpus, made.queries, ~tuning)
     parts.append(SHARES.format(table=table, about=about, told=facts["told"]))
     return "".join(parts)
@@ -308,6 +325,18 @@ def without(judged: Judged, size: Size, output: Path, motions: np.ndarray) -> st
     """The second section, once there is something to compare."""
     written = counterfactual_table(output, judged.choices(size), size.seeds, motions)
     return WITHOUT.format(table=written, chances=size.chances) if written else ""
+
+
+def missed(judged: Judged, retrained: tables.Retrained, made: case.Case, output: Path, motions: np.ndarray) -> str:
+    """The third section."""
+    examined = [contender for contender in judged.contenders if contender.name in EXAMINED]
+    told = ~judged.tuning
+    own = gradients.read_attributor(output / "attributor", {"corpus": len(made.corpus), "queries": len(made.queries)})
+    noisy = gradients.BASE in own and own[gradients.BASE][0].shape[2] > 1
+    return GAP.format(
+        table=gap.parts(retrained, examined, judged.settings, motions, told),
+        draws=gap.draws(retrained, *own[gradients.BASE], motions, told) if noisy else "",
+    )
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,9 +24,11 @@ from faithful import (  # noqa: E402
     counterfactual,
     crossed,
     finished,
+    gap,
     gradients,
     retraining,
     shares,
+    table,
     truth,
 )
 
@@ -71,6 +74,47 @@ def test_a_model_whose_loss_is_a_sum_has_a_score_of_one() -> None:
     rounds = truth.Rounds(12, np.array(["a", "a", "b", "b"]), rounds=50)
     low, high = truth.interval(rounds.means(sums, sums + 0.5 * rng.standard_normal(sums.shape)))
     assert low < high < 1.0 + 1e-12
+
+
+def retrained(losses: np.ndarray, members: np.ndarray) -> table.Retrained:
+    """Of losses (S, Q), with two seeds that agree but for a tenth."""
+    rng = np.random.default_rng(9)
+    seeds = [losses + 0.1 * losses.std() * rng.standard_normal(losses.shape) for _ in range(2)]
+    return table.Retrained(
+        members, np.stack([np.stack([seed, seed], axis=1)[..., None] for seed in seeds]), (1.0,), 1.0
+    )
+
+
+def test_what_draws_cost_is_told_from_what_the_score_misses() -> None:
+    """Features that are the truth and noise: the more noise the less one predicts, and endless ones all of it."""
+    rng = np.random.default_rng(3)
+    groups, told = np.repeat(["a", "b"], 10), np.ones(20, dtype=bool)
+    clips, queries = rng.standard_normal((60, 1, 1, 64)), rng.standard_normal((20, 1, 1, 64))
+    members = (rng.random((40, 60)) < 0.5).astype(int)
+    losses = -truth.predicted(contenders.unit(clips[:, 0, 0]) @ contenders.unit(queries[:, 0, 0]).T, members)
+    found = retrained(losses, members)
+    noisy = [side + 1.0 * rng.standard_normal((len(side), 1, 2, 64)) for side in (clips, queries)]
+    one, endless = map(
+        float,
+        re.findall(
+            r"from (\S+) with one noise, endless noises would come to (\S+)", gap.draws(found, *noisy, groups, told)
+        )[0],
+    )
+    assert one < 0.7 and endless == pytest.approx(0.97, abs=0.12)
+
+
+def test_each_part_of_the_losses_has_its_score() -> None:
+    """One contender knows what all queries have in common, and nothing of what sets one off."""
+    rng = np.random.default_rng(4)
+    groups, told = np.array(["a", "a", "b", "b"]), np.ones(4, dtype=bool)
+    common, own = rng.standard_normal((60, 1)), rng.standard_normal((60, 4))
+    members = (rng.random((40, 60)) < 0.5).astype(int)
+    contender = contenders.Contender("it", lambda _: common + np.zeros((1, 4)), (0, 0))
+    losses = -truth.predicted(common + (own - own.mean(1, keepdims=True)), members)
+    text = gap.parts(retrained(losses, members), [contender], {"it": 0.0}, groups, told)
+    ceilings, row = (line.strip("| ").split(" | ")[1:] for line in text.splitlines()[2:])
+    assert float(row[2]) > 0.95 and float(row[3]) == 0.0 and 0.5 < float(row[0]) < 0.9
+    assert all(float(value.strip("*")) > 0.9 for value in ceilings)
 
 
 def test_the_kernel_is_the_ridge_by_features() -> None:
