@@ -84,8 +84,8 @@ class Size:
 
 SIZES = {
     "curation": Size(),
-    "crossed": Size(world="crossed", corpus=300, queries=4, halves=24, removed=()),
-    "lab": Size(world="lab", queries=4, halves=0, checkpoints=0, removed=()),
+    "crossed": Size(world="crossed", corpus=300, queries=4, halves=24, noises=1, checkpoints=0, removed=()),
+    "lab": Size(world="lab", queries=4, halves=0, noises=1, checkpoints=0, removed=()),
 }
 SMOKE = Size(
     corpus=12, queries=1, motions=("roll", "float", "spin"),
