@@ -212,6 +212,8 @@ The same, of parts of the queries' losses; for a mean over queries, the mean of 
 
 {table}
 
+{sums}
+
 {draws}
 """
 EXAMINED = (
@@ -335,6 +337,7 @@ def missed(judged: Judged, retrained: tables.Retrained, made: case.Case, output:
     noisy = gradients.BASE in own and own[gradients.BASE][0].shape[2] > 1
     return GAP.format(
         table=gap.parts(retrained, examined, judged.settings, motions, told),
+        sums=gap.additive(retrained, motions, told),
         draws=gap.draws(retrained, *own[gradients.BASE], motions, told) if noisy else "",
     )
 

@@ -103,6 +103,21 @@ def test_what_draws_cost_is_told_from_what_the_score_misses() -> None:
     assert one < 0.7 and endless == pytest.approx(0.97, abs=0.12)
 
 
+def test_a_loss_that_is_a_sum_is_learned_from_other_halves() -> None:
+    rng = np.random.default_rng(5)
+    members = np.array([np.isin(np.arange(60), faithfulness.half(number, 60)) for number in range(41)], dtype=int)
+    summed = truth.predicted(rng.standard_normal((60, 30)), members)
+    assert truth.mean_correlation(summed, gap.left_out(summed, members)) == pytest.approx((40 / 60) ** 0.5, abs=0.12)
+    other = rng.standard_normal(summed.shape)
+    assert abs(truth.mean_correlation(other, gap.left_out(other, members))) < 0.15
+    told, groups = np.ones(30, dtype=bool), np.repeat(["a", "b", "c"], 10)
+    text = gap.additive(retrained(-summed, members), groups, told)
+    found, expected = (
+        float(re.search(before + r" (0\.\d+)", text)[1]) for before in ("another seed by", "tell about")
+    )
+    assert found == pytest.approx(expected, abs=0.12) and expected > 0.7
+
+
 def test_each_part_of_the_losses_has_its_score() -> None:
     """One contender knows what all queries have in common, and nothing of what sets one off."""
     rng = np.random.default_rng(4)
