@@ -101,6 +101,9 @@ def test_what_draws_cost_is_told_from_what_the_score_misses() -> None:
         )[0],
     )
     assert one < 0.7 and endless == pytest.approx(0.97, abs=0.12)
+    opposed = np.concatenate([noisy[0][:, :, :1], -noisy[0][:, :, :1]], axis=2)
+    assert "agrees by -1.00" in (text := gap.draws(found, opposed, noisy[1][:, :, [0, 0]], groups, told))
+    assert text.endswith("endless noises would come to nobody knows what.")
 
 
 def test_a_loss_that_is_a_sum_is_learned_from_other_halves() -> None:

@@ -176,7 +176,7 @@ def test_every_family_is_cut_at_its_blocks(process_group, name):
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
         whole = [gradient.full_tensor() if cut else gradient for gradient in gradients]
         found.append((loss.item(), sum(gradient.double().square().sum().item() for gradient in whole)))
-    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert found[0] == pytest.approx(found[1], rel=1e-5)  # float32: cut, a sum is taken in another order
 
 
 def test_parts_and_the_whole(process_group):

@@ -124,8 +124,8 @@ def draws(retrained: Retrained, clips: np.ndarray, queries: np.ndarray, groups: 
         np.maximum(np.mean([rounds.means(sums[a], sums[b]) for a, b in pairs], axis=0), 1e-9)
     )
     low, high = interval(endless)
+    found = f"{one / np.sqrt(agree):.2f} [{low:.2f}, {high:.2f}]" if agree > 0 else "nobody knows what"
     return (
         f"*Draws.* What `MotiveAttributor(pipe)` predicts with one noise at each timestep and with another agrees by "
-        f"{agree:.2f}; so from {one:.2f} with one noise, endless noises would come to {one / np.sqrt(agree):.2f} "
-        f"[{low:.2f}, {high:.2f}]."
+        f"{agree:.2f}; so from {one:.2f} with one noise, endless noises would come to {found}."
     )
