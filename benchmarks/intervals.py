@@ -125,6 +125,8 @@ def main() -> None:
         f"{', '.join(f'{t:.0f}' for t in timesteps)}, {told.noises} noises at each. The noises of a row play the "
         "user's part in turn, and the others are the truth. Covered: 90 % intervals; errors of a rank: root of the "
         "mean square, in ranks; chosen with confidence: clips of the best tenth that are sure to be in it at 90 %. "
+        "The jackknife takes a timestep for a draw like any other, though all rows have the same ones: what sets "
+        "timesteps apart counts as doubt, so more than 90 % are expected to be covered. "
         "Repeat with `python benchmarks/intervals.py`.\n\n" + table(header, body) + "\n",
         encoding="utf-8",
     )
