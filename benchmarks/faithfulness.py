@@ -7,6 +7,7 @@
     python benchmarks/faithfulness.py --table                      # and the table of what is finished
     python benchmarks/faithfulness.py --known --gradients --table  # with the trainings that are committed: see below
     python benchmarks/faithfulness.py --world crossed              # where motion and look are told apart; or lab
+    python benchmarks/faithfulness.py --both                       # one table over curation's world and crossed
     python benchmarks/faithfulness.py --smoke                      # all of it, tiny, to see that it runs
 
 From one base model, fine-tune on random halves of a corpus, with the same order, noise and timesteps for each under
@@ -18,7 +19,7 @@ corpus has a look of its own, and the queries have that of another motion; "lab"
 where nothing is trained, and only what the top clips share with a query is counted. Everything is kept under --output,
 and what is there is not done again.
 
-Writes benchmarks/results/faithfulness.md (-crossed, -lab), and what the trainings showed into faithfulness.npz beside
+Writes benchmarks/results/faithfulness.md (-crossed, -lab, -both), and what the trainings showed into faithfulness.npz beside
 it: to judge a new contender takes its gradients and `--known`, which unpacks that file instead of training for hours.
 """
 
@@ -42,11 +43,13 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from faithful import case, gap, gradients, shares  # noqa: E402
 from faithful import table as tables  # noqa: E402
-from faithful.contenders import FAILURES, PAPER, Contender, contenders  # noqa: E402
+from faithful.contenders import DEFAULT, FAILURES, PAPER, Contender, contenders  # noqa: E402
 from faithful.counterfactual import Choice, choices  # noqa: E402
 from faithful.counterfactual import written as counterfactual_table  # noqa: E402
 from faithful.finished import pack, unpack  # noqa: E402
 from faithful.retraining import Measurement, Model, Training, fine_tune, keep_checkpoints, losses  # noqa: E402
+from faithful.truth import predicted  # noqa: E402
+from faithful.worlds import World, together  # noqa: E402
 
 from hf_motive.lab.spec import MOTIONS  # noqa: E402
 
@@ -70,7 +73,7 @@ class Size:
     measurement: Measurement = field(default_factory=Measurement)
     removed: tuple[str, ...] = (
         PAPER,
-        "masked, equal draws",
+        DEFAULT,
         FAILURES,
         "VAE similarity",
     )
@@ -84,7 +87,7 @@ class Size:
 
 SIZES = {
     "curation": Size(),
-    "crossed": Size(world="crossed", corpus=300, queries=4, halves=24, noises=1, checkpoints=0, removed=()),
+    "crossed": Size(world="crossed", corpus=300, queries=4, halves=48, noises=1, checkpoints=0, removed=()),
     "lab": Size(world="lab", queries=4, halves=0, noises=1, checkpoints=0, removed=()),
 }
 SMOKE = Size(
@@ -218,7 +221,7 @@ The same, of parts of the queries' losses; for a mean over queries, the mean of 
 """
 EXAMINED = (
     PAPER,
-    "masked, equal draws",
+    DEFAULT,
     "ridge, query's mask alone, second moments",
     "the label: shows the same motion",
 )
@@ -342,6 +345,44 @@ def missed(judged: Judged, retrained: tables.Retrained, made: case.Case, output:
     )
 
 
+BOTH = """\
+# Do the scores predict what training on the clips does, in two worlds?
+
+LDS of the motion-weighted loss, as faithfulness.md has it of the world of `benchmarks/curation.py`, and
+faithfulness-crossed.md of one where in the corpus motion and look go together and in the queries are crossed: other
+clips, another base, other halves. Contenders that both have, with the λ of each world's tuning queries; 95 %
+intervals by bootstrap over halves, motions and their queries, world by world. The first world chose the default
+(*{default}*); the second was trained after it was chosen. Repeat with
+`python benchmarks/faithfulness.py --both`, once the folders of both are there.
+
+{table}
+"""
+
+
+def both() -> str:
+    worlds = {}
+    for name in ("curation", "crossed"):
+        output = folder(name)
+        made = made_in(output, SIZES[name])
+        judged = judge(made, SIZES[name], output)
+        assert judged.retrained is not None
+        told, retrained = ~judged.tuning, judged.retrained
+        sums = {
+            c.name: predicted(c.scores(judged.settings[c.name])[:, told], retrained.members) for c in judged.contenders
+        }
+        groups = made.queries.labels(shares.MOTION)[told]
+        worlds[name] = World(retrained.losses[:, :, 0][:, :, told].mean(-1), groups, sums)
+    return BOTH.format(table=together(worlds, (PAPER, DEFAULT)), default=DEFAULT)
+
+
+def folder(world: str, smoke: bool = False) -> Path:
+    return ROOT / "runs" / (named(world) + ("-smoke" if smoke else ""))
+
+
+def named(world: str) -> str:
+    return "faithfulness" + ("" if world == "curation" else f"-{world}")
+
+
 def main() -> None:
     from hf_motive.scoring import quiet
 
@@ -355,18 +396,23 @@ def main() -> None:
     parser.add_argument("--known", action="store_true", help="unpack the trainings that benchmarks/results/ holds")
     parser.add_argument("--gradients", action="store_true", help="train nothing; compute the contenders' gradients")
     parser.add_argument("--table", action="store_true", help="train nothing; write the table of what is finished")
+    parser.add_argument("--both", action="store_true", help="train nothing; one table over curation and crossed")
     told = parser.parse_args()
     quiet()
     torch.set_num_threads(1)
+    if told.both:
+        path = RESULTS / "faithfulness-both.md"
+        path.write_text(both(), encoding="utf-8")
+        print(f"table: {path}")
+        return
     size = SIZES[told.world]
     if told.smoke:
         less: dict[str, Any] = {} if size.removed else {"removed": ()}
         less |= {} if size.halves else {"halves": 0, "checkpoints": 0}
         size = replace(SMOKE, world=told.world, **less)
-    name = "faithfulness" + ("" if told.world == "curation" else f"-{told.world}")
-    output = told.output or ROOT / "runs" / (f"{name}-smoke" if told.smoke else name)
+    output = told.output or folder(told.world, told.smoke)
     made = made_in(output, size)
-    path = (output if told.smoke else RESULTS) / f"{name}.md"
+    path = (output if told.smoke else RESULTS) / f"{named(told.world)}.md"
     if told.known:
         unpack(path.with_suffix(".npz"), output / "models", made.corpus.labels("seed"))
     k, n = map(int, told.share.split("/"))
@@ -376,10 +422,10 @@ def main() -> None:
         gradients.compute(made, output / "gradients", size.draws, size.dim, size.probe, (k, n))
         checkpoints = []
         if size.checkpoints:
-            folder = output / "checkpoints"
+            kept = output / "checkpoints"
             model = Model(made.pipeline(), compiled=compiled)
-            keep_checkpoints(model, made.corpus, folder, size.training, size.checkpoints)
-            checkpoints = [folder / f"{k}.pt" for k in range(1, size.checkpoints + 1)]
+            keep_checkpoints(model, made.corpus, kept, size.training, size.checkpoints)
+            checkpoints = [kept / f"{k}.pt" for k in range(1, size.checkpoints + 1)]
         gradients.through_attributor(made, output / "attributor", size.noises, checkpoints, (k, n))
     if size.halves and not alone:
         model = Model(made.pipeline(), compiled=compiled)

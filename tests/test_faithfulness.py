@@ -135,6 +135,27 @@ def test_each_part_of_the_losses_has_its_score() -> None:
     assert all(float(value.strip("*")) > 0.9 for value in ceilings)
 
 
+def test_worlds_count_alike_and_what_one_hides_another_tells() -> None:
+    rng = np.random.default_rng(6)
+    found = {}
+    for name, halves in (("long", 60), ("short", 12)):
+        best = rng.standard_normal((halves, 8))
+        sums = {"right": best, "half": best + 2.0 * rng.standard_normal(best.shape), "here": best}
+        if name == "short":
+            del sums["here"]
+        losses = -best + 0.1 * rng.standard_normal((2, *best.shape))
+        found[name] = worlds.World(losses, np.repeat(["a", "b"], 4), sums)
+    lines = [line.strip("| ").split(" | ") for line in worlds.together(found, ("half",)).splitlines()]
+    assert lines[0] == ["contender", "long", "short", "mean", "less half"] and len(lines) == 5
+    rows = {line[0]: line[1:] for line in lines[3:]}
+    assert set(rows) == {"right", "half"} and all(float(rows["right"][i]) > 0.9 for i in (0, 1))
+    mean, low, high = (float(value) for value in re.findall(r"-?[0-9.]+", rows["half"][2]))
+    assert (
+        mean == pytest.approx((float(rows["half"][0]) + float(rows["half"][1])) / 2, abs=0.011) and low < mean < high
+    )
+    assert float(rows["right"][3].split("[")[1].split(",")[0]) > 0
+
+
 def test_the_kernel_is_the_ridge_by_features() -> None:
     rng = np.random.default_rng(3)
     clips, queries = rng.standard_normal((7, 4)), rng.standard_normal((3, 4))

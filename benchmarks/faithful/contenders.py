@@ -14,6 +14,7 @@ from .gradients import BASE
 Features = dict[str, dict[str, np.ndarray]]  # of gradients.read
 Scores = Callable[[float], np.ndarray]
 PAPER = "the paper's score"
+DEFAULT = "masked, equal draws"  # with more numbers than MotiveAttributor(pipe) keeps, as the others
 FAILURES = "unlike the model's own failures"
 AS_IT_IS, BY_TENSOR, BY_PARAMETER, CROSS_ATTENTION = range(4)  # the projections of gradients.Gradients.of
 #: Of the mean eigenvalue of ΦΦᵀ; the one that is taken is chosen by the tuning queries.
@@ -223,7 +224,7 @@ def contenders(
         Contender("the paper's, ridge", pairs.ridge("masked", draws=own), **one),
         Contender("query's mask, ridge, one draw", pairs.ridge("plain", "masked", draws=own), **one),
         Contender("masked, draws averaged", pairs.averaged("masked"), (k, k)),
-        Contender("masked, equal draws", pairs.cosine("masked"), **every),
+        Contender(DEFAULT, pairs.cosine("masked"), **every),
         *attributor(attributed),
         Contender("whole clip", pairs.cosine("plain"), **every),
         Contender("centred over time", pairs.cosine("centred"), **every),
