@@ -19,7 +19,7 @@ corpus has a look of its own, and the queries have that of another motion; "lab"
 where nothing is trained, and only what the top clips share with a query is counted. Everything is kept under --output,
 and what is there is not done again.
 
-Writes benchmarks/results/faithfulness.md (-crossed, -lab, -both), and what the trainings showed into faithfulness.npz beside
+Writes benchmarks/results/faithfulness.md (-crossed, -lab, -both), and what the trainings showed into an .npz beside
 it: to judge a new contender takes its gradients and `--known`, which unpacks that file instead of training for hours.
 """
 

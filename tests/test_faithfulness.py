@@ -30,6 +30,7 @@ from faithful import (  # noqa: E402
     shares,
     table,
     truth,
+    worlds,
 )
 
 from hf_motive.draws import side_by_side  # noqa: E402
