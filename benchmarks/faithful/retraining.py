@@ -6,7 +6,7 @@ seed differ by their clips and by nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,12 +128,22 @@ def keep_checkpoints(model: Model, corpus: Clips, folder: Path, settings: Traini
 
 
 @torch.no_grad()
-def losses(model: Model, queries: Clips, settings: Measurement, batch: int = 8) -> np.ndarray:
-    """(2, Q, timesteps, noises) float64: the motion-weighted and the plain loss of each query.
+def losses(model: Model, queries: Clips, settings: Measurement) -> np.ndarray:
+    """(2, Q, timesteps, noises) float64: the motion-weighted and the plain loss of each query."""
+    found = np.zeros((2, len(queries), len(settings.timesteps), settings.noises))
+    for cells, weighted, plain in measured(model, queries, settings):
+        for cell, one, other in zip(cells, weighted.tolist(), plain.tolist(), strict=True):
+            found[(0, *cell)], found[(1, *cell)] = one, other
+    return found
+
+
+def measured(
+    model: Model, queries: Clips, settings: Measurement, batch: int = 8
+) -> Iterator[tuple[list[tuple[int, int, int]], Tensor, Tensor]]:
+    """Batches of (query, timestep, noise), with (B,) motion-weighted and plain losses, float64.
 
     The weighted one is a mean over the weight, so that a query with much motion counts no more than one with little.
     """
-    found = np.zeros((2, len(queries), len(settings.timesteps), settings.noises))
     cells = [(q, t, n) for t in range(len(settings.timesteps)) for n in range(settings.noises)
              for q in range(len(queries))]  # fmt: skip
     noises = [torch.randn(queries.latents.shape[1:], generator=torch.Generator().manual_seed(90_001 + n))
@@ -145,7 +155,4 @@ def losses(model: Model, queries: Clips, settings: Measurement, batch: int = 8) 
         noise = torch.stack([noises[n] for _, _, n in part])
         squares = model.squared_error(queries.latents[rows], queries.captions[rows], noise, sigma).mean(1).double()
         weight = queries.weights[rows].double()
-        weighted = (squares * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
-        for cell, one, other in zip(part, weighted.tolist(), squares.mean((1, 2, 3)).tolist(), strict=True):
-            found[(0, *cell)], found[(1, *cell)] = one, other
-    return found
+        yield part, (squares * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)), squares.mean((1, 2, 3))
