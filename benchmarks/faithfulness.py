@@ -87,7 +87,7 @@ class Size:
 
 SIZES = {
     "curation": Size(),
-    "crossed": Size(world="crossed", corpus=300, queries=4, halves=48, noises=1, checkpoints=0, removed=()),
+    "crossed": Size(world="crossed", corpus=300, queries=4, halves=24, noises=1, checkpoints=0, removed=()),
     "lab": Size(world="lab", queries=4, halves=0, noises=1, checkpoints=0, removed=()),
 }
 SMOKE = Size(

@@ -44,9 +44,11 @@ class Model:
     Args:
         pipe: The base.
         compiled: Compile it: half a minute at first, and a third of the time after that.
+        precise: Compute in float32, not in bfloat16, which does not see steps that are very small.
     """
 
-    def __init__(self, pipe: Any, compiled: bool = False):
+    def __init__(self, pipe: Any, compiled: bool = False, precise: bool = False):
+        self.precise = precise
         self.denoiser = pipe.transformer.train()
         self.shift = float(pipe.scheduler.config.flow_shift)
         self._base = {name: value.clone() for name, value in self.denoiser.state_dict().items()}
@@ -58,7 +60,7 @@ class Model:
     def squared_error(self, clean: Tensor, captions: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """(B, C, T, h, w): of the velocity, noise − clean, at x = (1 − σ) clean + σ noise."""
         blend = sigma.view(-1, 1, 1, 1, 1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=not self.precise):
             predicted = self._forward((1 - blend) * clean + blend * noise, sigma * 1000, captions, return_dict=False)
         return (predicted[0].float() - (noise - clean)) ** 2
 
@@ -84,6 +86,21 @@ def draw(shape: Sequence[int], seed: int, clip: int, showing: int, epochs: int, 
     return torch.randn(shape, generator=generator), float(shift * u / (1 + (shift - 1) * u))
 
 
+def schedule(
+    chosen: Sequence[int], of: int, seed: int, settings: Training
+) -> list[tuple[float, list[tuple[int, int]]]]:
+    """Of every step its learning rate, and its showings; what does not fill a batch at the end is left out."""
+    order = showings(chosen, of, seed, settings.epochs)
+    steps = len(order) // settings.batch
+    return [
+        (
+            settings.lr * min((step + 1) / settings.warmup, (steps - step) / steps),
+            order[step * settings.batch : (step + 1) * settings.batch],
+        )
+        for step in range(steps)
+    ]
+
+
 def fine_tune(
     model: Model,
     corpus: Clips,
@@ -91,26 +108,31 @@ def fine_tune(
     seed: int,
     settings: Training,
     after: Callable[[int, int], None] = lambda done, steps: None,
+    adaptive: bool = True,
 ) -> None:
-    """From the base, in place; what does not fill a batch at the end is left out. `after` is called at every step."""
+    """From the base, in place. `after` is called at every step.
+
+    Args:
+        adaptive: AdamW, of gradients that are clipped. False: gradient descent, and nothing but.
+    """
     model.reset()
-    order = showings(chosen, len(corpus), seed, settings.epochs)
-    steps = len(order) // settings.batch
-    optimizer = torch.optim.AdamW(model.denoiser.parameters(), lr=settings.lr, weight_decay=0.0)
-    for step in range(steps):
-        seen = order[step * settings.batch : (step + 1) * settings.batch]
+    steps = schedule(chosen, len(corpus), seed, settings)
+    parameters = list(model.denoiser.parameters())
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.0) if adaptive else torch.optim.SGD(parameters)
+    for done, (lr, seen) in enumerate(steps):
         drawn = [
             draw(corpus.latents.shape[1:], seed, clip, showing, settings.epochs, model.shift) for clip, showing in seen
         ]
         rows = torch.tensor([clip for clip, _ in seen])
         noise, sigma = torch.stack([n for n, _ in drawn]), torch.tensor([s for _, s in drawn])
         for group in optimizer.param_groups:
-            group["lr"] = settings.lr * min((step + 1) / settings.warmup, (steps - step) / steps)
+            group["lr"] = lr
         model.squared_error(corpus.latents[rows], corpus.captions[rows], noise, sigma).mean().backward()
-        torch.nn.utils.clip_grad_norm_(model.denoiser.parameters(), 1.0)
+        if adaptive:
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        after(step + 1, steps)
+        after(done + 1, len(steps))
 
 
 def keep_checkpoints(model: Model, corpus: Clips, folder: Path, settings: Training, count: int) -> None:
