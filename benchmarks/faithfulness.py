@@ -41,7 +41,7 @@ LAB = ROOT / "examples" / "lab"
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from faithful import case, gap, gradients, shares  # noqa: E402
+from faithful import case, first_order, gap, gradients, shares  # noqa: E402
 from faithful import table as tables  # noqa: E402
 from faithful.contenders import DEFAULT, FAILURES, PAPER, Contender, contenders  # noqa: E402
 from faithful.counterfactual import Choice, choices  # noqa: E402
@@ -217,8 +217,15 @@ The same, of parts of the queries' losses; for a mean over queries, the mean of 
 
 {sums}
 
-{draws}
+{draws}{exact}
 """
+EXACT = """
+
+*Exact gradients.* With the noise and σ that the trainings drew, through no projection, ∇L_q · ∇L_i of every showing
+of a clip and of every query's loss as it is measured: what first-order theory says when nothing is estimated. The
+base, and {count} states on the way of one training on all clips, 1 to {count}, evenly spaced.
+
+{table}"""
 EXAMINED = (
     PAPER,
     DEFAULT,
@@ -337,11 +344,13 @@ def missed(judged: Judged, retrained: tables.Retrained, made: case.Case, output:
     examined = [contender for contender in judged.contenders if contender.name in EXAMINED]
     told = ~judged.tuning
     own = gradients.read_attributor(output / "attributor", {"corpus": len(made.corpus), "queries": len(made.queries)})
+    exact = first_order.read(output / "exact")
     noisy = gradients.BASE in own and own[gradients.BASE][0].shape[2] > 1
     return GAP.format(
         table=gap.parts(retrained, examined, judged.settings, motions, told),
         sums=gap.additive(retrained, motions, told),
         draws=gap.draws(retrained, *own[gradients.BASE], motions, told) if noisy else "",
+        exact=EXACT.format(count=len(exact) - 1, table=gap.exact(retrained, exact, motions, told)) if exact else "",
     )
 
 
@@ -422,10 +431,11 @@ def main() -> None:
         gradients.compute(made, output / "gradients", size.draws, size.dim, size.probe, (k, n))
         checkpoints = []
         if size.checkpoints:
-            kept = output / "checkpoints"
             model = Model(made.pipeline(), compiled=compiled)
-            keep_checkpoints(model, made.corpus, kept, size.training, size.checkpoints)
-            checkpoints = [kept / f"{k}.pt" for k in range(1, size.checkpoints + 1)]
+            checkpoints = keep_checkpoints(model, made.corpus, output / "checkpoints", size.training, size.checkpoints)
+            moments = gradients.read_moments(output / "gradients")
+            settings = size.training, size.measurement, size.seeds
+            first_order.compute(model, made, output / "exact", moments, checkpoints, *settings, (k, n))
         gradients.through_attributor(made, output / "attributor", size.noises, checkpoints, (k, n))
     if size.halves and not alone:
         model = Model(made.pipeline(), compiled=compiled)

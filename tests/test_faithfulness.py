@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from scipy.stats import spearmanr
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +25,7 @@ from faithful import (  # noqa: E402
     counterfactual,
     crossed,
     finished,
+    first_order,
     gap,
     gradients,
     retraining,
@@ -217,6 +219,50 @@ def test_draws_are_compared_as_the_attributor_does() -> None:
     other = torch.nn.functional.normalize(torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(1)), dim=-1)
     equal = contenders.side_by_side(draws.numpy()) @ contenders.side_by_side(other.numpy()).T
     np.testing.assert_allclose(equal, torch.einsum("ikd,jkd->ij", units, other).numpy() / 3, atol=1e-6)
+
+
+def test_exact_gradients_foretell_a_short_training() -> None:
+    """Small steps of gradient descent lower each query's loss by the sum of their terms, and by nothing else."""
+    pipe = case.pipeline(ROOT / "examples" / "lab" / "pipeline")
+    model = retraining.Model(pipe, precise=True)
+    config, made = pipe.transformer.config, torch.Generator().manual_seed(0)
+
+    def drawn(count: int) -> case.Clips:
+        latents = torch.randn(count, config.in_channels, 2, 4, 4, generator=made)
+        captions, weights = torch.randn(count, 6, config.text_dim, generator=made), torch.rand(count, 2, 4, 4)
+        return case.Clips(latents, captions, weights, [{}] * count, Dataset.from_dict({"id": range(count)}))
+
+    corpus, queries = drawn(4), drawn(2)
+    settings, measured = retraining.Training(2, batch=2, lr=1e-4, warmup=1), retraining.Measurement((500.0, 900.0), 1)
+    moments = torch.full((sum(part.numel() for part in model.denoiser.parameters()),), 4.0)
+    plain, weighed = first_order.terms(model, corpus, queries, settings, measured, (3,), moments)
+    assert plain.shape == (1, 2, 4, 2)
+    assert np.allclose(weighed, plain / 2.02, rtol=1e-4, atol=1e-3 * np.abs(plain).max())
+    chosen = [0, 1, 3]
+    foretold = sum(
+        lr / settings.batch * plain[0, showing, clip]
+        for lr, seen in retraining.schedule(chosen, 4, 3, settings)
+        for clip, showing in seen
+    )
+    before = retraining.losses(model, queries, measured)[0].mean((1, 2))
+    retraining.fine_tune(model, corpus, chosen, 3, settings, adaptive=False)
+    after = retraining.losses(model, queries, measured)[0].mean((1, 2))
+    assert before - after == pytest.approx(foretold, rel=0.03)
+
+
+def test_exact_terms_are_told_by_the_noise_that_they_were_drawn_with() -> None:
+    """Each of two seeds follows terms of its own, of which half is common to both."""
+    rng = np.random.default_rng(8)
+    common, own = rng.standard_normal((60, 30)), rng.standard_normal((2, 60, 30))
+    members = (rng.random((40, 60)) < 0.5).astype(int)
+    losses = np.stack([-truth.predicted(common + seed, members) for seed in own])[:, :, None, :, None]
+    groups, told = np.repeat(["a", "b", "c"], 10), np.ones(30, dtype=bool)
+    found = np.stack([(common + own)[:, None], rng.standard_normal((2, 1, 60, 30))])
+    text = gap.exact(table.Retrained(members, losses, (1.0,), 1.0), {"base": found}, groups, told)
+    right, wrong = (line.strip("| ").split(" | ") for line in text.splitlines()[3:])
+    assert right[0] == "base" and right[2].startswith("**1.00**") and float(right[4]) == 1.0
+    assert float(right[3]) == float(right[5]) == pytest.approx(0.5, abs=0.12)
+    assert abs(float(wrong[4])) < 0.1
 
 
 def test_two_choices_differ_by_their_clips_alone() -> None:

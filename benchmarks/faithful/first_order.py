@@ -8,14 +8,16 @@ still misses is not for want of draws or of numbers: it is what training does be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .case import Clips
+from .case import Case, Clips, whole
+from .gradients import BASE
 from .retraining import Measurement, Model, Training, draw, measured
 
 KINDS = ("as it is", "by AdamW's second moments")
@@ -65,3 +67,41 @@ def _gradient(model: Model, loss: Tensor) -> Tensor:
     """(D,) of all parameters in their order."""
     parameters = list(model.denoiser.parameters())
     return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters)])
+
+
+def compute(
+    model: Model,
+    made: Case,
+    folder: Path,
+    moments: Mapping[str, Tensor],
+    checkpoints: Sequence[Path],
+    training: Training,
+    measurement: Measurement,
+    seeds: Sequence[int],
+    share: tuple[int, int] = (1, 1),
+) -> None:
+    """FOLDER/base.npy and FOLDER/K.npy, of `terms`; what is there is not done again.
+
+    Args:
+        moments: As `gradients.compute` keeps them.
+        checkpoints: K.pt, states of the denoiser.
+        share: As `gradients.compute` takes it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    flat = torch.cat([moments[f"transformer.{name}"].flatten() for name, _ in model.denoiser.named_parameters()])
+    places = [(BASE, None), *((path.stem, path) for path in checkpoints)]
+    for name, state in places[share[0] - 1 :: share[1]]:
+        if (folder / f"{name}.npy").exists():
+            continue
+        model.reset()
+        if state is not None:
+            model.denoiser.load_state_dict(torch.load(state))
+        found = terms(model, made.corpus, made.queries, training, measurement, seeds, flat)
+        with whole(folder / f"{name}.npy") as partial:
+            np.save(partial, found)
+
+
+def read(folder: Path) -> dict[str, np.ndarray]:
+    """Name of a checkpoint -> its `terms`, the base's first."""
+    paths = sorted(folder.glob("*.npy"), key=lambda path: (path.stem != BASE, path.stem))
+    return {path.stem: np.load(path).astype(np.float64) for path in paths}

@@ -3,11 +3,12 @@ over clips to be found at all, and what is noise of its draws."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from .contenders import Contender, side_by_side
+from .first_order import KINDS
 from .table import Retrained, table
 from .truth import Rounds, ceiling, interval, mean_correlation, predicted
 
@@ -98,6 +99,32 @@ def additive(retrained: Retrained, groups: np.ndarray, told: np.ndarray) -> str:
         f"the other {halves - 1} halves under one seed predict those after the half that is left out under another "
         f"seed by {other:.2f} [{low:.2f}, {high:.2f}], and under the same seed by {own:.2f}. Were what seeds agree on "
         f"a sum over clips, so few halves would tell about {reliability * np.sqrt((halves - 1) / clips):.2f} of it."
+    )
+
+
+def exact(retrained: Retrained, found: Mapping[str, np.ndarray], groups: np.ndarray, told: np.ndarray) -> str:
+    """Markdown: what exact gradients of the trainings' own showings predict, by the weights that they are taken at.
+
+    Args:
+        found: Place -> (kinds, seeds, epochs, N, Q), of `first_order.read`.
+        groups: (Q,) labels of the queries.
+        told: (Q,) bool, the queries that are reported.
+    """
+    truth = -retrained.losses[:, :, 0][:, :, told].mean(-1)  # (seeds, S, Q)
+    seeds, rounds = range(len(truth)), Rounds(truth.shape[1], groups[told])
+    one = np.mean([mean_correlation(truth[a], truth[b]) for a in seeds for b in seeds if a != b])
+    body = [["*the ceiling*", "", f"*{ceiling(truth):.2f}*", "", "*1*", f"*{np.sqrt(max(one, 0)):.2f}*"]]
+    for place, values in found.items():
+        for kind, terms in zip(KINDS, values, strict=True):
+            sums = [predicted(seed, retrained.members) for seed in terms[..., told].sum(1)]
+            low, high = interval(rounds.means(truth.mean(0), np.sum(sums, axis=0)))
+            own = np.mean([mean_correlation(truth[a], sums[a]) for a in seeds])
+            other = np.mean([mean_correlation(truth[a], sums[b]) for a in seeds for b in seeds if a != b])
+            both = f"**{mean_correlation(truth.mean(0), np.sum(sums, axis=0)):.2f}** [{low:.2f}, {high:.2f}]"
+            body.append([place, kind, both, f"{mean_correlation(*sums[:2]):.2f}", f"{own:.2f}", f"{other:.2f}"])
+    return table(
+        ["taken at", "gradient", "mean of the seeds", "two seeds' agree", "a seed, by its own noise", "by another's"],
+        body,
     )
 
 

@@ -32,6 +32,7 @@ OUTPUTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 UNCAPTIONED = "uncaptioned"  # "masked" with an empty prompt
 BASE = "base"  # of the attributor's features: by the default projection, at the checkpoint that trainings start from
+_MOMENTS = "moments.pt"
 _PART = 40  # clips a file: what a stop can cost
 #: The clips of a case, and which gradients of them are computed.
 SETS = {"corpus": (*OUTPUTS, UNCAPTIONED), "queries": (*OUTPUTS, UNCAPTIONED), "samples": ("masked",)}
@@ -197,17 +198,21 @@ def compute(
     """
     check(folder, {"draws": draws._asdict(), "dim": dim, "probe": probe})
     gradients = Gradients(made.pipeline(), draws, dim)
-    moments_path = folder / "moments.pt"
-    if not moments_path.exists():
-        with whole(moments_path) as partial:
+    if not (folder / _MOMENTS).exists():
+        with whole(folder / _MOMENTS) as partial:
             torch.save(gradients.moments(made.corpus, probe), partial)
-    moments = torch.load(moments_path)
+    moments = read_moments(folder)
     for name, what, part in _parts(made, share):
         path = folder / f"{name}.npz"
         if not path.exists():
             gradients.outputs = SETS[what]
             with whole(path) as partial:
                 np.savez(partial, **gradients.of(part, moments, name))
+
+
+def read_moments(folder: Path) -> dict[str, Tensor]:
+    """Parameter -> means of its squared gradients, as `compute` left them."""
+    return torch.load(folder / _MOMENTS)
 
 
 def complete(made: Case, folder: Path) -> bool:

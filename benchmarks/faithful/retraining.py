@@ -135,7 +135,7 @@ def fine_tune(
         after(done + 1, len(steps))
 
 
-def keep_checkpoints(model: Model, corpus: Clips, folder: Path, settings: Training, count: int) -> None:
+def keep_checkpoints(model: Model, corpus: Clips, folder: Path, settings: Training, count: int) -> list[Path]:
     """FOLDER/K.pt for K = 1 to `count`: states of the denoiser in a training on the whole corpus, evenly spaced."""
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -147,6 +147,7 @@ def keep_checkpoints(model: Model, corpus: Clips, folder: Path, settings: Traini
 
     if not (folder / f"{count}.pt").exists():
         fine_tune(model, corpus, range(len(corpus)), _CHECKPOINTS, settings, after)
+    return [folder / f"{k}.pt" for k in range(1, count + 1)]
 
 
 @torch.no_grad()
