@@ -100,13 +100,16 @@ def test_the_preset_is_the_papers_and_the_default_differs_by_what_retraining_say
 # ------------------------------------------------------------------------------------------------ what settings do
 
 
-def test_the_mask_changes_the_feature_and_its_scale_does_not(attributor):
+def test_the_mask_and_the_mean_over_time_change_the_feature(attributor):
     pixels = moving_square(1, frames=9, height=32, width=48)
     masked = attributor.feature(pixels, "a square").vector
     plain = (
         MotiveAttributor(attributor.step.pipeline, motion_weighted=False, **SMALL).feature(pixels, "a square").vector
     )
     assert 0.05 < float(masked @ plain) < 0.9999
+    centred = MotiveAttributor(attributor.step.pipeline, center_error=True, **SMALL)
+    assert 0.05 < float(masked @ centred.feature(pixels, "a square").vector) < 0.9999
+    assert centred.settings() != attributor.settings()
     assert masked.norm() == pytest.approx(1, abs=1e-6)
 
 

@@ -327,6 +327,11 @@ def test_shares_are_counted_among_each_query_s_first_tenth() -> None:
     row = next(line for line in text.splitlines() if line.startswith("| it"))
     assert [cell.split()[0] for cell in row.strip("| ").split(" | ")[1:]] == ["75%", "50%", "75%"]
     assert shares.written([contender], {"it": 0.0}, corpus, queries, np.array([True, True])).count("ranks none") == 3
+    other = contenders.Contender("other", lambda _: np.arange(20.0)[:, None] + np.zeros(2), (0, 0))
+    counted = shares.count([contender, other], {"it": 1.0, "other": 0.0}, corpus, queries, np.array([True, True]))
+    text = shares.ahead([counted, counted], "it")
+    row = next(line for line in text.splitlines() if line.startswith("| other"))
+    assert [cell.split()[0] for cell in row.strip("| ").split(" | ")[1:]] == ["-25", "-50"], "two spin, none is red"
 
 
 def test_only_clips_that_move_otherwise_than_asked_are_failures() -> None:

@@ -62,7 +62,9 @@ class Made:
         self.pixels = example_pixels(self.family.num_frames, self.family.height, self.family.width)
         self.latents, self.noise = self.step.encode(self.pixels), self.step.noise(seed=7)
 
-    def loss(self, timestep: float = 751, weight: Tensor | None = None, caption: str = CAPTION) -> StepOutput:
+    def loss(
+        self, timestep: float = 751, weight: Tensor | None = None, caption: str = CAPTION, center: bool = False
+    ) -> StepOutput:
         return self.step.loss(
             self.latents,
             caption,
@@ -70,6 +72,7 @@ class Made:
             timestep=timestep,
             weight=weight,
             example={"pixels": self.pixels},
+            center=center,
         )
 
     def gradients(self, loss: Tensor) -> dict[str, Tensor | None]:
@@ -254,6 +257,34 @@ def test_a_weight_in_a_corner_touches_only_that_corner(made, name):
     )
     error = UNPACK[name]((out.prediction - out.target) ** 2, one.pipe, one.step.latent_shape)
     assert value(out.loss) == pytest.approx(value((corner * error).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", UNPACK)
+def test_a_centred_error_is_less_its_mean_over_time(made, name):
+    one = made(name)
+    ramp = torch.arange(1.0, 1 + one.step.latent_shape[1])[:, None, None].expand(one.step.latent_shape[1:])
+    out = one.loss(weight=ramp, center=True)
+    error = UNPACK[name](out.prediction - out.target, one.pipe, one.step.latent_shape)
+    expected = (ramp * (error - error.mean(1, keepdim=True)) ** 2).mean()
+    assert value(out.loss) == pytest.approx(value(expected), rel=1e-4) != value(one.loss(weight=ramp).loss)
+    assert UNPACK[name](out.error, one.pipe, one.step.latent_shape).mean(1).abs().max() < 1e-5
+    (own,) = torch.autograd.grad(out.loss, out.prediction, retain_graph=True)
+    (hand,) = torch.autograd.grad(expected, out.prediction, retain_graph=True)
+    assert (own - hand).norm() < 1e-4 * hand.norm()
+    part = one.step.part_loss(one.loss(center=True), ramp)
+    assert value(part) == pytest.approx(value(out.loss), rel=1e-5)
+
+
+def test_frames_that_are_given_are_not_in_the_mean_over_time(made):
+    """The first latent frame of this pipeline is the image's: its error is none, and the others' mean is theirs."""
+    one = made("wan2.2-5b-i2v")
+    out = one.loss(center=True)
+    error, plain = (one.step._learnt.map.arrive.ungather(part)[0] for part in (out.error, out.prediction - out.target))
+    assert error[:, 0].abs().max() == 0
+    torch.testing.assert_close(error[:, 1:], plain[:, 1:] - plain[:, 1:].mean(1, keepdim=True), rtol=1e-4, atol=1e-5)
+    still = PipelineStep(made("wan2.1").pipe, num_frames=1, height=32, width=48)
+    with pytest.raises(PipelineError, match="of 1 frames one latent frame is denoised.*take longer clips"):
+        still.loss(still.noise(1), CAPTION, noise=still.noise(2), timestep=751, center=True)
 
 
 @pytest.mark.parametrize("name", ["wan2.1", "ltx-video", "stable-video-diffusion"])

@@ -104,7 +104,7 @@ def test_it_is_the_influence_that_the_columns_have(attributor, clips, queries, t
             assert total == pytest.approx(one[f"influence_{name}"], abs=2e-6)
 
 
-@pytest.mark.parametrize("settings", [{"noise_draws": 2}, {"projection": "factored"}])
+@pytest.mark.parametrize("settings", [{"noise_draws": 2}, {"projection": "factored"}, {"center_error": True}])
 def test_they_add_up_over_several_draws_and_factored(pipe, clips, settings, tmp_path):
     attributor = MotiveAttributor(pipe, **STANDARD, **settings)
     queries = attributor.index(load_clips(LAB / "queries").select([3]), tmp_path / "index", progress=False)

@@ -67,7 +67,8 @@ def test_against_influence_computed_without_each_draw():
 
     def error(values: list[torch.Tensor]) -> np.ndarray:
         each = np.stack([value.double().numpy() for value in values])
-        return np.sqrt(2 / 3 * ((each - each.mean(0)) ** 2).sum(0))
+        own = 2 / 3 * ((each - each.mean(0)) ** 2).sum(0)
+        return np.sqrt((2 * own + 4 * own.mean()) / 6)
 
     np.testing.assert_allclose(found.mean, error([one.mean for one in left]), rtol=1e-9)
     np.testing.assert_allclose(found.rank, error([one.rank for one in left]), rtol=1e-9)
@@ -89,6 +90,20 @@ def test_intervals_cover_what_other_draws_say():
     assert 0.8 < np.mean(inside) < 0.98
 
 
+def test_what_is_chosen_with_confidence_belongs_there():
+    """Of three draws a clip's own error is next to none by chance: alone it would let in one of seven wrongly."""
+    many, many_asked = drawn(200, 300, noise=0.1, seed=7)[0], drawn(5, 300, noise=0.1, seed=8)[0]
+    truth = influence(side_by_side(many), side_by_side(many_asked)).mean
+    top, right, chosen = truth > truth.sort().values[-21], 0, 0
+    for seed in range(20):
+        few, asked = drawn(200, 3, noise=0.1, seed=seed)[0], drawn(5, 3, noise=0.1, seed=100 + seed)[0]
+        scores = influence(side_by_side(few), side_by_side(asked)).mean
+        error = uncertainty(lambda few=few: iter([few]), asked).mean
+        sure = scores - quantile(3, 0.9) * error > scores.sort().values[-21]
+        right, chosen = right + int(top[sure].sum()), chosen + int(sure.sum())
+    assert chosen > 40 and right > 0.93 * chosen
+
+
 def test_the_benchmark_counts_what_is_covered():
     """Noises of one law, so that intervals hold what the other noises say as often as they claim; and too short ones
     would not."""
@@ -100,7 +115,8 @@ def test_the_benchmark_counts_what_is_covered():
     assert all(len(values) == 2 for values in counted.values())
     assert 0.8 < np.mean(counted["influence covered"]) < 0.98
     assert np.mean(counted["error of a rank, said"]) == pytest.approx(np.mean(counted["and found"]), rel=0.5)
-    assert 0 < np.mean(counted["best tenth that is so"]) <= 1
+    assert 0 < np.mean(counted["best tenth by rank that is so"]) <= 1
+    assert np.mean(counted["of them by influence so"]) <= np.mean(counted["chosen by influence with confidence"])
 
 
 def test_what_a_draw_does_to_all_clips_alike_makes_no_rank_unsure():

@@ -257,7 +257,14 @@ class MotiveAttributor:
         def loss(timestep: float, noise: Tensor) -> Tensor:
             weight = clip.weight if config.motion_weighted else None
             return step.loss(
-                latents, clip.caption, noise=noise, timestep=timestep, weight=weight, example=clip.row, answers=answers
+                latents,
+                clip.caption,
+                noise=noise,
+                timestep=timestep,
+                weight=weight,
+                example=clip.row,
+                answers=answers,
+                center=config.center_error,
             ).loss
 
         draws = [partial(loss, timestep, noise) for timestep in config.timesteps for noise in self._noises]
@@ -281,6 +288,8 @@ class MotiveAttributor:
             config = self.config.to_dict()
             for name in ("preset", "flow_preset", "flow_reference", "projection", "projection_dim"):
                 config.pop(name)  # said, with their own names, by what they set
+            if not self.config.center_error:
+                config.pop("center_error")  # it came later: indexes from before it are read on
             self._settings = {
                 **config,
                 "estimator": self.estimator.name if self.mask_column is None else f"column {self.mask_column}",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from .video import ClipStandard
 
-#: What settings are that nobody gave. "motive" departs from "paper" where retraining says so (docs/results.md).
+#: What settings are that nobody gave. "motive" departs from "paper" where retraining says so (docs/faithfulness.md).
 PRESETS: dict[str, dict[str, Any]] = {
     "motive": {"timesteps": [500.0, 751.0, 900.0]},
     "paper": {"timesteps": [751.0]},
@@ -67,6 +67,13 @@ class AttributionConfig:
     motion_weighted: bool = field(
         default=True,
         metadata={"help": "Weight the loss by the motion mask (the paper). False: the whole clip's gradient."},
+    )
+    center_error: bool = field(
+        default=False,
+        metadata={
+            "help": "Take off the denoiser's error what is the same in all latent frames: more of the best clips then "
+            "share the queries' motion, and fewer their looks (docs/faithfulness.md; not in the paper)."
+        },
     )
     flow_reference: Literal["neighbour", "first"] = field(
         default="neighbour",

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
+#: As many draws' worth of the whole corpus goes into each clip's variance. Few draws agree by chance for some clips,
+#: and those would pass for certain: benchmarks/results/intervals.md has what that comes to.
+_OF_ALL = 4
+
 
 def side_by_side(draws: Tensor) -> Tensor:
     """The feature of several draws: one beside the other, so that only equal draws are compared.
 
     The dot product of two such features is the mean over the draws of their cosines. Draws that were averaged first
-    would compare every draw with every other, of which retraining says that it predicts less (docs/results.md).
+    would compare every draw with every other, of which retraining says that it predicts less (docs/faithfulness.md).
 
     Args:
         draws: (..., K, D), a unit vector a draw.
@@ -44,6 +48,20 @@ def standard_error(values: Tensor) -> Tensor:
     """
     count = len(values)
     return ((count - 1) * values.double().var(0, correction=0)).sqrt()
+
+
+def moderated(errors: Tensor, draws: int) -> Tensor:
+    """Standard errors of all clips, each variance drawn towards their mean, as an empirical Bayes prior would.
+
+    Args:
+        errors: (N,) each by itself.
+        draws: K > 1, of which each is.
+
+    Returns:
+        (N,), whose mean square is that of `errors`.
+    """
+    own, variances = draws - 1, errors.square()
+    return ((own * variances + _OF_ALL * variances.mean()) / (own + _OF_ALL)).sqrt()
 
 
 def quantile(draws: int, confidence: float) -> float:

@@ -407,14 +407,22 @@ def _weights(weight: Tensor, segments: list[Segment], regions: Regions) -> Itera
 
 def _vectors(attributor: MotiveAttributor, encoded: _Encoded, weights: list[Tensor]) -> Tensor:
     """(parts, D') float64, whose sum is the clip's feature."""
-    step, (clip, latents, answers) = attributor.step, encoded
+    step, config, (clip, latents, answers) = attributor.step, attributor.config, encoded
 
     def losses(timestep: float, noise: Tensor) -> Iterator[Tensor | None]:
-        output = step.loss(latents, clip.caption, noise=noise, timestep=timestep, example=clip.row, answers=answers)
+        output = step.loss(
+            latents,
+            clip.caption,
+            noise=noise,
+            timestep=timestep,
+            example=clip.row,
+            answers=answers,
+            center=config.center_error,
+        )
         for weight in weights:
             yield step.part_loss(output, weight) if weight.any() else None
 
-    draws = [partial(losses, t, noise) for t in attributor.config.timesteps for noise in attributor._noises]
+    draws = [partial(losses, t, noise) for t in config.timesteps for noise in attributor._noises]
     with GradientProjector(attributor.parameters, attributor.projection, step.denoisers.values()) as projector:
         return part_vectors(projector, draws, len(weights))
 

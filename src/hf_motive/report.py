@@ -140,14 +140,15 @@ def _certainty(console, scored, ranked, fraction) -> None:
             soft_wrap=True,
         )
         return
-    numbers = scored.select_columns(["influence_rank", error_column("influence_rank"), "influence_draws"])
-    top = len(best(numbers, fraction, confidence=_CONFIDENCE))
-    bottom = len(ranked) - len(without_worst(numbers, fraction, confidence=_CONFIDENCE))
+    # By influence: votes have a threshold each, and are less steady (benchmarks/results/intervals.md).
+    numbers = scored.select_columns(["influence", error_column("influence"), "influence_draws"])
+    top = len(best(numbers, fraction, by="influence", confidence=_CONFIDENCE))
+    bottom = len(ranked) - len(without_worst(numbers, fraction, by="influence", confidence=_CONFIDENCE))
     draws = int(ranked["influence_draws"].iloc[0])
     console.print(
-        f"\n±: one standard error over {draws} draws. With {_CONFIDENCE:.0%} confidence each, {top} of the best "
-        f"{keep} clips are among the best {keep}, and {bottom} of the worst {keep} among the worst: "
-        f"`hf-motive select --confidence {_CONFIDENCE}`.",
+        f"\n±: one standard error over {draws} draws. By influence, and with {_CONFIDENCE:.0%} confidence each, {top} "
+        f"of the best {keep} clips are among the best {keep}, and {bottom} of the worst {keep} among the worst: "
+        f"`hf-motive select --by influence --confidence {_CONFIDENCE}`.",
         highlight=False,
         soft_wrap=True,
     )

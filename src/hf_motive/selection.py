@@ -8,6 +8,8 @@ gives a stream in its own order, with all rows that tie with the last.
 
 With `confidence`, a row is on one side of the cut only where its score's standard error leaves no doubt: where it
 would be there even if the score were as wrong as that confidence allows (Student's t). The cut is taken as known.
+Of few draws hardly any row is certain, of the ranks, which go by votes, next to none; by influence more are
+(benchmarks/results/intervals.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """How sure influence and ranks are: what they would have been had one of the (timestep, noise) draws been left out.
 
 A draw's noise is shared by all clips and all queries, so everything is computed once more without it, ranks included:
-what a draw does to all clips alike moves no rank, and is not counted as if it did.
+what a draw does to all clips alike moves no rank, and is not counted as if it did. What few draws say of one clip's
+error is mostly chance; so each has a part of what they say of all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .draws import standard_error, without
+from .draws import moderated, standard_error, without
 from .influence import influence
 
 
@@ -41,7 +42,7 @@ def uncertainty(
     fraction: float = 0.1,
     percentile: float | None = None,
 ) -> Uncertainty:
-    """The standard errors of what `influence` says of N clips for Q queries, by the jackknife over K draws.
+    """The standard errors of what `influence` says of N clips for Q queries: the jackknife over K draws, `moderated`.
 
     It takes K passes over the features, and the memory of one and K numbers a clip and column.
 
@@ -68,9 +69,8 @@ def uncertainty(
         ranks.append(left.rank)
         for name, members in groups.items():
             by_group[name].append(left.scores[:, list(members)].mean(dim=1))
-    return Uncertainty(
-        draws,
-        standard_error(torch.stack(means)),
-        standard_error(torch.stack(ranks)),
-        {name: standard_error(torch.stack(values)) for name, values in by_group.items()},
-    )
+
+    def error(values: list[Tensor]) -> Tensor:
+        return moderated(standard_error(torch.stack(values)), draws)
+
+    return Uncertainty(draws, error(means), error(ranks), {name: error(values) for name, values in by_group.items()})

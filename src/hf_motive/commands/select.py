@@ -63,7 +63,7 @@ class SelectArguments:
         metadata={
             "help": "Of the best only those that are certain to be among them, as by 0.9; with --drop_worst, leave "
             "out only those that are certain to be among the worst. It takes scores of several draws (score "
-            "--noise_draws 4)."
+            "--noise_draws 4), and --by influence finds more of them than ranks do."
         },
     )
     group_column: str | None = field(
@@ -198,7 +198,8 @@ def choose(
     if not len(few) and arguments.confidence is not None:
         raise ValueError(
             f"of no row is it certain to {100 * arguments.confidence:.3g} % that it is among the best: score with "
-            "more draws, take a larger share, or leave out --confidence"
+            "more draws, take a larger share, choose --by influence (steadier than ranks, which go by votes), or "
+            "leave out --confidence"
         )
     if not len(few):
         raise ValueError("nothing is left: every row that has a score is among the worst")

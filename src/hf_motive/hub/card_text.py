@@ -151,6 +151,7 @@ def facts(settings: Mapping[str, Any] | None, provenance: Sequence[Mapping[str, 
         found += [
             ("Standard clip", size + rate),
             ("Motion mask", masked + camera if said.get("motion_weighted") else "none: whole clips"),
+            ("Error", "less its mean over time" if said.get("center_error") else ""),
             ("Timesteps", ", ".join(f"{step:g}" for step in said.get("timesteps", ())) + " of 1000"),
             ("Noise draws, seed", f"{said.get('noise_draws')}, {said.get('seed')}"),
             ("Projection", f"{projection.get('kind')} to {projection.get('dim')} dimensions"),

@@ -300,16 +300,16 @@ def _certainty(table: CardTable) -> str:
 
     from ..selection import best
 
-    columns = ("influence_rank", error_column("influence_rank"), "influence_draws")
+    columns = ("influence", error_column("influence"), "influence_draws")
     numbers = Dataset.from_dict({name: table.numbers(name).tolist() for name in columns})
     draws = table.numbers("influence_draws")
     draws = draws[~np.isnan(draws)]
     if not len(draws):
         return ""
-    certain, of = (len(best(numbers, 0.1, confidence=confidence)) for confidence in (0.9, None))
+    certain, of = (len(best(numbers, 0.1, by="influence", confidence=confidence)) for confidence in (0.9, None))
     return (
         f"±: one standard error over {int(draws[0])} draws of timestep and noise. With 90 % confidence each, "
-        f"{certain} of the {of} clips of the best tenth are there."
+        f"{certain} of the {of} clips of the best tenth by influence are there."
     )
 
 

@@ -147,3 +147,17 @@ class LatentMap:
     def place(self, values: Tensor) -> Tensor:
         """Unitless values (C, T, h, w), such as noise or weights -> the pipeline's starting layout."""
         return self.decode.ungather(self.to_vae(values))
+
+    def over_time(self, values: Tensor, counts: Tensor) -> Tensor:
+        """Of values in the layout that arrives, the mean of those of one channel and place, at each of them.
+
+        Args:
+            counts: bool, of the same shape: which take part. The others have the mean, too.
+        """
+        summed, number = (
+            self.from_vae(self.decode.gather(self.arrive.ungather(part)))
+            .sum(1, keepdim=True)
+            .expand(self.latent_shape)
+            for part in (torch.where(counts, values, 0.0), counts.to(values.dtype))
+        )
+        return self.arrive.gather(self.place(summed / number.clamp(min=1)))

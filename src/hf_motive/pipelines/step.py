@@ -29,7 +29,8 @@ class StepOutput(NamedTuple):
     """One weighted denoising loss. Tensors are in the layout that the pipeline has at `scheduler.step`.
 
     Args:
-        loss: Scalar, float32, with its graph: mean over denoised elements of weight · (prediction − target)².
+        loss: Scalar, float32, with its graph: mean over denoised elements of weight · error².
+        error: prediction − target where it denoises, 0 elsewhere; with `center`, less its mean over time.
         prediction: The denoiser's prediction, float32, with its graph.
         target: What it should have been, float32.
         weight: Weight of each element, float32; 0 where the pipeline conditions instead of denoising.
@@ -37,6 +38,7 @@ class StepOutput(NamedTuple):
     """
 
     loss: Tensor
+    error: Tensor
     prediction: Tensor
     target: Tensor
     weight: Tensor
@@ -136,6 +138,7 @@ class PipelineStep:
         answers: Mapping[str, Any] | None = None,
         seed: int = CALL_SEED,
         grad: bool = True,
+        center: bool = False,
     ) -> StepOutput:
         """The denoising loss of one clip at one timestep with one noise, weighted by location (arXiv 2601.08828).
 
@@ -152,9 +155,12 @@ class PipelineStep:
             seed: Of the random numbers that the pipeline and its denoiser draw, such as dropout. Training takes
                 another one at every step, or the same units would be dropped each time.
             grad: Whether the loss has a graph. Validation does without.
+            center: Take off each error what is the same in all latent frames, before it is squared: what a clip looks
+                like throughout then has no part in the loss. Not in the paper.
 
         Raises:
-            PipelineError: No gradient arrives, or what was put in is not what the scheduler was given.
+            PipelineError: No gradient arrives, or what was put in is not what the scheduler was given; or with
+                `center` there is but one latent frame.
         """
         for name, value, shape in (
             ("latents", latents, self.latent_shape),
@@ -199,10 +205,18 @@ class PipelineStep:
             weight = weight.to(device, torch.float32).expand(self.latent_shape)
             weights = arrive.gather(self._learnt.map.place(weight)) * denoised
         with torch.set_grad_enabled(grad):
-            squares = torch.where(denoised, prediction - target, 0.0) ** 2
-            loss = (weights * squares).sum() / denoised.sum()
-        unweighted = loss.detach() if weight is None else squares.detach().sum() / denoised.sum()
-        return StepOutput(loss, prediction, target, weights, unweighted)
+            error = torch.where(denoised, prediction - target, 0.0)
+            if center:
+                error = torch.where(denoised, error - learnt.map.over_time(error, denoised), 0.0)
+                if not error.any():
+                    raise PipelineError(
+                        self.pipeline,
+                        f"of {self.num_frames} frames one latent frame is denoised, which does not differ from the "
+                        "mean over time: take longer clips, or leave center_error out",
+                    )
+            loss = (weights * error**2).sum() / denoised.sum()
+        unweighted = loss.detach() if weight is None else (error.detach() ** 2).sum() / denoised.sum()
+        return StepOutput(loss, error, prediction, target, weights, unweighted)
 
     def part_loss(self, output: StepOutput, weight: Tensor) -> Tensor:
         """What a weight makes of a forward pass that is done: the loss that `loss(weight=weight)` has, for no call.
@@ -222,8 +236,7 @@ class PipelineStep:
         denoised = output.weight  # 1 or 0: without a weight that is all it says
         weight = weight.to(denoised.device, torch.float32).expand(self.latent_shape)
         weights = self._learnt.map.arrive.gather(self._learnt.map.place(weight)) * denoised
-        squares = torch.where(denoised > 0, output.prediction - output.target, 0.0) ** 2
-        return (weights * squares).sum() / denoised.sum()
+        return (weights * output.error**2).sum() / denoised.sum()
 
     # --------------------------------------------------------------------------------------------- what training needs
 
