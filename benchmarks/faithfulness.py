@@ -17,7 +17,8 @@ That correlation is the linear datamodeling score (LDS), and what two seeds of t
 The world is that of benchmarks/curation.py, where motion and look are independent. In "crossed" every motion of the
 corpus has a look of its own, and the queries have that of another motion; "lab" is the lab's own pipeline and clips,
 where nothing is trained, and only what the top clips share with a query is counted. Everything is kept under --output,
-and what is there is not done again.
+and what is there is not done again. Trainings and gradients run on a CUDA GPU where there is one, which has not been
+tried yet, or else on the CPU.
 
 Writes benchmarks/results/faithfulness.md (-crossed, -lab, -both), and what the trainings showed into an .npz beside
 it: to judge a new contender takes its gradients and `--known`, which unpacks that file instead of training for hours.
@@ -80,7 +81,7 @@ class Size:
     chances: int = 2
     draws: gradients.Draws = field(default_factory=gradients.Draws)
     dim: int = 2048  # of every projection
-    noises: int = 2  # at each of the default timesteps, of the attributor's own features
+    noises: int = 4  # at each of the default timesteps, of the attributor's own features
     checkpoints: int = 2  # on the way of a training on the whole corpus, beside the base
     probe: int = 60  # clips that second moments are taken of
 
@@ -223,7 +224,8 @@ EXACT = """
 
 *Exact gradients.* With the noise and σ that the trainings drew, through no projection, ∇L_q · ∇L_i of every showing
 of a clip and of every query's loss as it is measured: what first-order theory says when nothing is estimated. The
-base, and {count} states on the way of one training on all clips, 1 to {count}, evenly spaced.
+base, and {count} states on the way of one training on all clips, 1 to {count}, evenly spaced. Who knows its noise
+could predict a seed in full; the ceiling knows nothing of the noise, and is that of predictions by another's.
 
 {table}"""
 EXAMINED = (

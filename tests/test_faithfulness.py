@@ -106,7 +106,13 @@ def test_what_draws_cost_is_told_from_what_the_score_misses() -> None:
     assert one < 0.7 and endless == pytest.approx(0.97, abs=0.12)
     opposed = np.concatenate([noisy[0][:, :, :1], -noisy[0][:, :, :1]], axis=2)
     assert "agrees by -1.00" in (text := gap.draws(found, opposed, noisy[1][:, :, [0, 0]], groups, told))
-    assert text.endswith("endless noises would come to nobody knows what.")
+    assert "endless noises would come to nobody knows what." in text
+    turned = [np.linalg.qr(rng.standard_normal((64, 64)))[0] for _ in range(2)]
+    sides = [np.concatenate([side @ turn for turn in turned], axis=2) for side in (clips, queries)]
+    text = gap.draws(found, *sides, groups, told)
+    assert (
+        "agrees by 1.00; so from 0.9" in text and abs(float(re.search(r"another it predicts (\S+)\.$", text)[1])) < 0.2
+    )
 
 
 def test_a_loss_that_is_a_sum_is_learned_from_other_halves() -> None:

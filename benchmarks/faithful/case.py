@@ -66,7 +66,8 @@ class Case(NamedTuple):
     samples: Clips
 
     def pipeline(self) -> Any:
-        return pipeline(self.base)
+        """The base, on a GPU where there is one. The case itself is made on the CPU, to be the same anywhere."""
+        return pipeline(self.base).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pipeline(base: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -159,17 +160,15 @@ def attributor(found: dict[str, tuple[np.ndarray, np.ndarray]]) -> Iterator[Cont
 
     checkpoints = sorted(variant for variant in sides if variant.startswith("checkpoint"))
     if BASE in sides:
-        most = sides[BASE][0].shape[2]
-        for noises in (n for n in (1, 2, 4, 8) if n <= most):
-            told = f", noise_draws={noises}" if noises > 1 else ""
-            yield of(f"MotiveAttributor(pipe{told})", [side[:, :, :noises] for side in sides[BASE]])
+        places = {"": [BASE]}
         if checkpoints:
-            every = [
-                np.concatenate([sides[BASE][i][:, :, :1], *(sides[name][i] for name in checkpoints)], axis=2)
-                for i in (0, 1)
-            ]
-            yield of(f"MotiveAttributor(pipe) at {1 + len(checkpoints)} checkpoints of a training on all", every)
-            yield of("MotiveAttributor(pipe) at the last of them alone", sides[checkpoints[-1]])
+            places[f" at {1 + len(checkpoints)} checkpoints of a training on all"] = [BASE, *checkpoints]
+            places[" at the last of them alone"] = checkpoints[-1:]
+        for (place, variants), noises in product(places.items(), (1, 2, 4, 8)):
+            if noises <= sides[BASE][0].shape[2]:
+                told = f", noise_draws={noises}" if noises > 1 else ""
+                pair = [np.concatenate([sides[name][i][:, :, :noises] for name in variants], axis=2) for i in (0, 1)]
+                yield of(f"MotiveAttributor(pipe{told}){place}", pair)
     if "factored" in sides:
         yield of("MotiveAttributor(pipe, projection='factored')", sides["factored"])
 

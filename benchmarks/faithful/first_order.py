@@ -39,6 +39,7 @@ def terms(
         moments: (D,) of all parameters in their order, means of squared gradients.
     """
     asked = torch.stack([_query(model, queries, q, measurement) for q in tqdm(range(len(queries)), desc="queries")])
+    moments = moments.to(model.device)
     scale = 1 / (moments.sqrt() + 0.01 * moments.mean().sqrt())  # as gradients.Second has it
     found = np.zeros((len(KINDS), len(seeds), training.epochs, len(corpus), len(queries)), dtype=np.float32)
     shape = corpus.latents.shape[1:]
@@ -53,7 +54,7 @@ def terms(
                 steps.append(_gradient(model, squares.mean()))
         plain = torch.stack(steps)
         for kind, columns in enumerate((plain, plain * scale)):
-            found[kind, :, :, clip] = (columns @ asked.T).view(len(seeds), training.epochs, -1).numpy()
+            found[kind, :, :, clip] = (columns @ asked.T).view(len(seeds), training.epochs, -1).cpu().numpy()
     return found
 
 
@@ -95,7 +96,7 @@ def compute(
             continue
         model.reset()
         if state is not None:
-            model.denoiser.load_state_dict(torch.load(state))
+            model.denoiser.load_state_dict(torch.load(state, map_location="cpu"))
         found = terms(model, made.corpus, made.queries, training, measurement, seeds, flat)
         with whole(folder / f"{name}.npy") as partial:
             np.save(partial, found)

@@ -113,7 +113,7 @@ def exact(retrained: Retrained, found: Mapping[str, np.ndarray], groups: np.ndar
     truth = -retrained.losses[:, :, 0][:, :, told].mean(-1)  # (seeds, S, Q)
     seeds, rounds = range(len(truth)), Rounds(truth.shape[1], groups[told])
     one = np.mean([mean_correlation(truth[a], truth[b]) for a in seeds for b in seeds if a != b])
-    body = [["*the ceiling*", "", f"*{ceiling(truth):.2f}*", "", "*1*", f"*{np.sqrt(max(one, 0)):.2f}*", ""]]
+    body = [["*the most that can be*", "", "*1*", "", "*1*", f"*{np.sqrt(max(one, 0)):.2f}*", ""]]
     for place, values in found.items():
         for kind, terms in zip(KINDS, values, strict=True):
             sums = [predicted(seed, retrained.members) for seed in terms[..., told].sum(1)]
@@ -162,8 +162,17 @@ def draws(retrained: Retrained, clips: np.ndarray, queries: np.ndarray, groups: 
         np.maximum(np.mean([rounds.means(sums[a], sums[b]) for a, b in pairs], axis=0), 1e-9)
     )
     low, high = interval(endless)
+    unlike = np.mean(
+        [
+            mean_correlation(truth, predicted(side_by_side(clips[:, :, a]) @ other.T, retrained.members))
+            for b, other in ((b, side_by_side(queries[told][:, :, b])) for b in range(noises))
+            for a in range(noises)
+            if a != b
+        ]
+    )
     found = f"{one / np.sqrt(agree):.2f} [{low:.2f}, {high:.2f}]" if agree > 0 else "nobody knows what"
     return (
         f"*Draws.* What `MotiveAttributor(pipe)` predicts with one noise at each timestep and with another agrees by "
-        f"{agree:.2f}; so from {one:.2f} with one noise, endless noises would come to {found}."
+        f"{agree:.2f}; so from {one:.2f} with one noise, endless noises would come to {found}. With a clip's gradient "
+        f"under one noise and a query's under another it predicts {unlike:.2f}."
     )

@@ -140,7 +140,7 @@ class Gradients:
                 for name, gradient in zip(parameters, gradients, strict=True):
                     found[name] += gradient**2
                 n += 1
-        return {name: total / n for name, total in found.items()}
+        return {name: (total / n).cpu() for name, total in found.items()}
 
     def of(self, clips: Clips, moments: dict[str, Tensor], what: str) -> dict[str, np.ndarray]:
         """Each output's features.
@@ -150,6 +150,7 @@ class Gradients:
             tensor scaled to one length, with the parameters scaled by their second moments, and of the cross-attention
             alone.
         """
+        moments = {name: moment.to(self.attributor.step.device) for name, moment in moments.items()}
         weighted = [as_it_is, unit, Second(moments), cross_attention]
         once, often = (Several(self.dim, scales) for scales in ([as_it_is], weighted))
         found: dict[str, list[list[Tensor]]] = {name: [] for name in self.outputs}
@@ -162,7 +163,7 @@ class Gradients:
                     here[name].append(vector.view(-1, self.dim))
             for name, vectors in here.items():
                 found[name].append(torch.stack(vectors))
-        return {name: torch.stack(vectors).numpy() for name, vectors in found.items()}
+        return {name: torch.stack(vectors).cpu().numpy() for name, vectors in found.items()}
 
     def _places(self) -> list[dict[str, Any]]:
         noises = [self.attributor.step.noise(n) for n in range(self.draws.noises)]
@@ -245,19 +246,19 @@ def through_attributor(
     """The features that users get, into FOLDER; stopped, it goes on.
 
     Args:
-        noises: At each of the default timesteps, by the default projection; by all else there is one.
+        noises: At each of the default timesteps, by the default projection; by the other there is one.
         checkpoints: States of the denoiser, beside the base.
         share: As `compute` takes it.
     """
     check(folder, {"noises": noises, "checkpoints": [path.name for path in checkpoints]})
     pipe = made.pipeline()
-    one = {"projection": "fastfood", "noise_draws": 1}
-    variants: list[tuple[str, dict[str, Any], Path | None]] = [(BASE, {**one, "noise_draws": noises}, None)]
-    variants += [(f"checkpoint {path.stem}", one, path) for path in checkpoints]
-    variants.append(("factored", {**one, "projection": "factored"}, None))
+    several = {"projection": "fastfood", "noise_draws": noises}
+    variants: list[tuple[str, dict[str, Any], Path | None]] = [(BASE, several, None)]
+    variants += [(f"checkpoint {path.stem}", several, path) for path in checkpoints]
+    variants.append(("factored", {"projection": "factored", "noise_draws": 1}, None))
     base = {name: value.clone() for name, value in pipe.transformer.state_dict().items()}
     for variant, settings, checkpoint in variants:
-        pipe.transformer.load_state_dict(base if checkpoint is None else torch.load(checkpoint))
+        pipe.transformer.load_state_dict(base if checkpoint is None else torch.load(checkpoint, map_location="cpu"))
         attributor = MotiveAttributor(pipe, **world.CLIP, encoded_column="encoded", **settings)
         for name, what, part in _parts(made, share):
             path = folder / variant / f"{name}.npy"

@@ -49,7 +49,7 @@ class Model:
 
     def __init__(self, pipe: Any, compiled: bool = False, precise: bool = False):
         self.precise = precise
-        self.denoiser = pipe.transformer.train()
+        self.denoiser, self.device = pipe.transformer.train(), pipe.transformer.device
         self.shift = float(pipe.scheduler.config.flow_shift)
         self._base = {name: value.clone() for name, value in self.denoiser.state_dict().items()}
         self._forward: Callable[..., Any] = torch.compile(self.denoiser) if compiled else self.denoiser
@@ -59,8 +59,9 @@ class Model:
 
     def squared_error(self, clean: Tensor, captions: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """(B, C, T, h, w): of the velocity, noise − clean, at x = (1 − σ) clean + σ noise."""
+        clean, captions, noise, sigma = (part.to(self.device) for part in (clean, captions, noise, sigma))
         blend = sigma.view(-1, 1, 1, 1, 1)
-        with torch.autocast("cpu", torch.bfloat16, enabled=not self.precise):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=not self.precise):
             predicted = self._forward((1 - blend) * clean + blend * noise, sigma * 1000, captions, return_dict=False)
         return (predicted[0].float() - (noise - clean)) ** 2
 
@@ -177,5 +178,5 @@ def measured(
         sigma = torch.tensor([settings.timesteps[t] / 1000 for _, t, _ in part])
         noise = torch.stack([noises[n] for _, _, n in part])
         squares = model.squared_error(queries.latents[rows], queries.captions[rows], noise, sigma).mean(1).double()
-        weight = queries.weights[rows].double()
+        weight = queries.weights[rows].to(model.device).double()
         yield part, (squares * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)), squares.mean((1, 2, 3))
