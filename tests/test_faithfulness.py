@@ -240,8 +240,9 @@ def test_exact_gradients_foretell_a_short_training() -> None:
 
     corpus, queries = drawn(4), drawn(2)
     settings, measured = retraining.Training(2, batch=2, lr=1e-4, warmup=1), retraining.Measurement((500.0, 900.0), 1)
-    moments = torch.full((sum(part.numel() for part in model.denoiser.parameters()),), 4.0)
-    plain, weighed = first_order.terms(model, corpus, queries, settings, measured, (3,), moments)
+    scales = gradients.adaptive({name: torch.full_like(part, 4.0) for name, part in model.denoiser.named_parameters()})
+    scale = torch.cat([part.flatten() for part in scales.values()])
+    plain, weighed = first_order.terms(model, corpus, queries, settings, measured, (3,), scale)
     assert plain.shape == (1, 2, 4, 2)
     assert np.allclose(weighed, plain / 2.02, rtol=1e-4, atol=1e-3 * np.abs(plain).max())
     chosen = [0, 1, 3]

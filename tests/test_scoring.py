@@ -19,6 +19,7 @@ from datasets import Dataset, IterableDataset, Video
 from rich.console import Console
 from trl import TrlParser
 
+from hf_motive.hub.cards import dataset_card
 from hf_motive.index import GradientIndex
 from hf_motive.report import print_report
 from hf_motive.scoring import JOB, ScoreArguments, load_pipeline, load_run
@@ -227,6 +228,35 @@ def test_a_report_shows_brackets_as_they_are(capsys):
     print_report(scored, console=Console(width=120), group_column="kind")
     printed = capsys.readouterr().out
     assert "a man [/walks] [bold]home" in printed and "What teaches “[/k]” most" in printed and "[x].mp4" in printed
+
+
+def test_a_report_and_a_card_count_those_that_are_certain_by_influence(capsys):
+    """Of 20 clips the first is far ahead, the second could as well be the tenth; by rank nothing is certain."""
+    influence = [0.9, 0.5, *np.linspace(0.45, 0.1, 18)]
+    numbers = {
+        "influence": influence,
+        "influence_votes": [1.0] * 20,
+        "influence_rank": [float(row) for row in range(20)],
+    }
+    errors = {
+        "influence_error": [0.01, *[0.2] * 19],
+        "influence_error_rank": [9.0] * 20,
+        "influence_draws": [12.0] * 20,
+    }
+    texts = {"influence_status": ["ok"] * 20, "influence_reason": [""] * 20, "caption": ["a ball"] * 20}
+    scored = Dataset.from_dict({"video": [f"{row}.mp4" for row in range(20)], **numbers, **errors, **texts})
+    print_report(scored, console=Console(width=120))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (
+        "±: one standard error over 12 draws. By influence, and with 90% confidence each, 1 of the best 2" in printed
+    )
+    assert "0 of the worst 2 among the worst" in printed and "0.900 ± 0.010" in printed
+    clips = scored.remove_columns("video")
+    text, plain = (
+        str(dataset_card(clips, "me/clips", settings={"fps": 16, **more})) for more in ({"center_error": 1}, {})
+    )
+    assert "over 12 draws of timestep and noise" in text and "1 of the 2 clips of the best tenth by influence" in text
+    assert "less its mean over time" in text and "less its mean over time" not in plain
 
 
 def test_what_is_wrong_with_a_run_is_said(job, one_process, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .case import Case, Clips, whole
-from .gradients import BASE
+from .gradients import BASE, adaptive
 from .retraining import Measurement, Model, Training, draw, measured
 
 KINDS = ("as it is", "by AdamW's second moments")
@@ -30,17 +30,16 @@ def terms(
     training: Training,
     measurement: Measurement,
     seeds: Sequence[int],
-    moments: Tensor,
+    scale: Tensor,
 ) -> np.ndarray:
     """(kinds, seeds, epochs, N, Q) float32: by how much a step of length 1 on a showing lowers each query's loss.
 
     Args:
         model: At the weights that the gradients are taken at.
-        moments: (D,) of all parameters in their order, means of squared gradients.
+        scale: (D,) by what a gradient is multiplied in the second of `KINDS`, all parameters in their order.
     """
     asked = torch.stack([_query(model, queries, q, measurement) for q in tqdm(range(len(queries)), desc="queries")])
-    moments = moments.to(model.device)
-    scale = 1 / (moments.sqrt() + 0.01 * moments.mean().sqrt())  # as gradients.Second has it
+    scale = scale.to(model.device)
     found = np.zeros((len(KINDS), len(seeds), training.epochs, len(corpus), len(queries)), dtype=np.float32)
     shape = corpus.latents.shape[1:]
     for clip in tqdm(range(len(corpus)), desc="clips"):
@@ -89,7 +88,8 @@ def compute(
         share: As `gradients.compute` takes it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    flat = torch.cat([moments[f"transformer.{name}"].flatten() for name, _ in model.denoiser.named_parameters()])
+    scales = adaptive(dict(moments))
+    scale = torch.cat([scales[f"transformer.{name}"].flatten() for name, _ in model.denoiser.named_parameters()])
     places = [(BASE, None), *((path.stem, path) for path in checkpoints)]
     for name, state in places[share[0] - 1 :: share[1]]:
         if (folder / f"{name}.npy").exists():
@@ -97,7 +97,7 @@ def compute(
         model.reset()
         if state is not None:
             model.denoiser.load_state_dict(torch.load(state, map_location="cpu"))
-        found = terms(model, made.corpus, made.queries, training, measurement, seeds, flat)
+        found = terms(model, made.corpus, made.queries, training, measurement, seeds, scale)
         with whole(folder / f"{name}.npy") as partial:
             np.save(partial, found)
 

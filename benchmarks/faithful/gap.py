@@ -112,8 +112,8 @@ def exact(retrained: Retrained, found: Mapping[str, np.ndarray], groups: np.ndar
     """
     truth = -retrained.losses[:, :, 0][:, :, told].mean(-1)  # (seeds, S, Q)
     seeds, rounds = range(len(truth)), Rounds(truth.shape[1], groups[told])
-    one = np.mean([mean_correlation(truth[a], truth[b]) for a in seeds for b in seeds if a != b])
-    body = [["*the most that can be*", "", "*1*", "", "*1*", f"*{np.sqrt(max(one, 0)):.2f}*", ""]]
+    common = np.mean([mean_correlation(truth[a], truth[b]) for a in seeds for b in seeds if a != b])
+    body = [["*the most that can be*", "", "*1*", "", "*1*", f"*{np.sqrt(max(common, 0)):.2f}*", ""]]
     for place, values in found.items():
         for kind, terms in zip(KINDS, values, strict=True):
             sums = [predicted(seed, retrained.members) for seed in terms[..., told].sum(1)]
@@ -121,8 +121,8 @@ def exact(retrained: Retrained, found: Mapping[str, np.ndarray], groups: np.ndar
             own = np.mean([mean_correlation(truth[a], sums[a]) for a in seeds])
             other = np.mean([mean_correlation(truth[a], sums[b]) for a in seeds for b in seeds if a != b])
             both = f"**{mean_correlation(truth.mean(0), np.sum(sums, axis=0)):.2f}** [{low:.2f}, {high:.2f}]"
-            showings = [predicted(one, retrained.members) for seed in terms[..., told] for one in seed]
-            alone = np.mean([mean_correlation(truth.mean(0), sum_) for sum_ in showings])
+            showings = [predicted(showing, retrained.members) for seed in terms[..., told] for showing in seed]
+            alone = np.mean([mean_correlation(truth.mean(0), showing) for showing in showings])
             agree = mean_correlation(*sums[:2])
             body.append([place, kind, both, *(f"{value:.2f}" for value in (agree, own, other, alone))])
     return table(

@@ -97,13 +97,18 @@ def cross_attention(name: str, gradient: Tensor) -> Tensor | None:
     return gradient if ".attn2." in name else None
 
 
+def adaptive(moments: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Parameter -> by what Adam multiplies its gradient: 1/√v of the second moments v, and an ε."""
+    typical = torch.cat([m.flatten() for m in moments.values()]).mean().sqrt()
+    # A parameter with hardly any gradient would have an enormous scale: ε is relative to what is typical.
+    return {name: (m.sqrt() + 0.01 * typical).reciprocal() for name, m in moments.items()}
+
+
 class Second:
-    """Second moments v of the gradients of training, as Adam has them; g/v^(1/4) on both sides is g/√v between."""
+    """Parameters weighted as Adam weights them: half on either side of a product, as that of a clip and a query."""
 
     def __init__(self, moments: dict[str, Tensor]):
-        typical = torch.cat([m.flatten() for m in moments.values()]).mean().sqrt()
-        # A parameter with hardly any gradient would have an enormous scale: Adam's ε, relative to what is typical.
-        self._scales = {name: (m.sqrt() + 0.01 * typical).rsqrt() for name, m in moments.items()}
+        self._scales = {name: scale.sqrt() for name, scale in adaptive(moments).items()}
 
     def __call__(self, name: str, gradient: Tensor) -> Tensor:
         return gradient * self._scales[name]
