@@ -255,7 +255,10 @@ def test_a_report_and_a_card_count_those_that_are_certain_by_influence(capsys):
     text, plain = (
         str(dataset_card(clips, "me/clips", settings={"fps": 16, **more})) for more in ({"center_error": 1}, {})
     )
-    assert "over 12 draws of timestep and noise" in text and "1 of the 2 clips of the best tenth by influence" in text
+    assert (
+        "over 12 draws of timestep and noise" in text
+        and "Of the 2 clips of the best tenth by influence, 1 would" in text
+    )
     assert "less its mean over time" in text and "less its mean over time" not in plain
 
 
