@@ -308,8 +308,8 @@ def _certainty(table: CardTable) -> str:
         return ""
     certain, of = (len(best(numbers, 0.1, by="influence", confidence=confidence)) for confidence in (0.9, None))
     return (
-        f"±: one standard error over {int(draws[0])} draws of timestep and noise. Of the {of} clips of the best tenth by "
-        f"influence, {certain} would be in it by other draws with 90 % confidence each."
+        f"±: one standard error over {int(draws[0])} draws of timestep and noise. Of the {of} clips of the best tenth "
+        f"by influence, {certain} would be in it by other draws with 90 % confidence each."
     )
 
 
